@@ -1,0 +1,121 @@
+"""Settings: defaults fit the local stack; a TOML file and the environment override them.
+
+Order, strongest first: environment (`PIPELINE_KAFKA__BOOTSTRAP_SERVERS=…`), the file named by `PIPELINE_SETTINGS`
+(TOML, same names), defaults. An unknown key in either is an error, and all problems are reported at once.
+Units are in the names.
+"""
+
+import os
+import pathlib
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from pipeline.errors import Misconfigured
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]  # schemas/, topics/, migrations/ and deploy/ live beside the package
+PREFIX = "PIPELINE_"
+FILE_VARIABLE = "PIPELINE_SETTINGS"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]  # a dot would break MirrorMaker's topic names
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(Part):
+    """The region's own cluster."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+
+
+class PostgresSettings(Part):
+    dsn: SecretStr = SecretStr("host=127.0.0.1 port=55432 user=pipeline dbname=pipeline")
+
+
+class ClickHouseSettings(Part):
+    url: str = "http://127.0.0.1:8123"
+    user: str = "default"
+    password: SecretStr = SecretStr("")
+    database: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")] = "default"
+
+
+class GatewaySettings(Part):
+    """The OTLP front door."""
+
+    host: str = "127.0.0.1"
+    http_port: Port = 4318
+    grpc_port: Port = 4317
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    max_body_bytes: Positive = 16 * 1024 * 1024  # as received
+    max_decoded_bytes: Positive = 64 * 1024 * 1024  # after decompression
+    acknowledge_within_s: Seconds = 8.0  # Kafka's budget; exporters give up after 10 s
+    retry_after_s: Seconds = 2.0  # what a client that must come again is told, jittered
+
+
+class WriterSettings(Part):
+    """One writer process; `health_port` serves /livez, /readyz and /metrics on loopback."""
+
+    health_port: Port
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    batch_messages: Positive = 200
+    batch_within_s: Seconds = 0.25
+
+
+class LocalSettings(Part):
+    """The stack on this machine; it listens where the other settings point."""
+
+    home: pathlib.Path = ROOT / ".local"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Immutable; pass the part that is needed, not the whole."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    region: Alias = "local"
+    tenant: Alias = "default"
+    kafka: KafkaSettings = KafkaSettings()
+    postgres: PostgresSettings = PostgresSettings()
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    pg_writer: WriterSettings = WriterSettings(health_port=9101)
+    ch_writer: WriterSettings = WriterSettings(health_port=9102)
+    local: LocalSettings = LocalSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        file = os.environ.get(FILE_VARIABLE)
+        toml = (TomlConfigSettingsSource(settings_cls, pathlib.Path(file)),) if file else ()
+        return (init_settings, env_settings, *toml)
+
+
+def load() -> Settings:
+    """Read the environment and the settings file; raise Misconfigured with every problem at once."""
+    problems = []
+    file = os.environ.get(FILE_VARIABLE)
+    if file and not pathlib.Path(file).is_file():
+        raise Misconfigured(f"{FILE_VARIABLE} names {file}, which is not a file: correct the path or unset the variable.")
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.startswith(PREFIX) and variable != FILE_VARIABLE and variable.split("__")[0] not in known:
+            problems.append(f"environment: {variable} is not a setting; known are {', '.join(sorted(known))}.")
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [f"settings: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+    except ValueError as error:  # TOML syntax
+        problems.append(f"settings: {file}: {error}")
+    if problems:
+        raise Misconfigured(problems)
+    return settings
