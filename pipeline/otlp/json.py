@@ -1,0 +1,181 @@
+"""OTLP/JSON → the same request in protobuf.
+
+Source: the OTLP specification, "JSON Protobuf Encoding": keys in lowerCamelCase, trace and span ids in hex, enums as
+integers, 64-bit integers as decimal text or numbers, unknown keys ignored, null as absent.
+"""
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from pipeline.errors import Rejected
+from pipeline.record.schema import Signal
+
+REQUEST: dict[Signal, type[Message]] = {
+    "logs": ExportLogsServiceRequest,
+    "metrics": ExportMetricsServiceRequest,
+    "traces": ExportTraceServiceRequest,
+}
+MAX_DEPTH = 100  # protobuf's own limit of nested messages
+HEX_FIELDS = {"trace_id", "span_id", "parent_span_id"}
+INTEGER = re.compile(r"-?[0-9]{1,20}")
+WIDTHS = {
+    FieldDescriptor.TYPE_INT32: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.TYPE_SINT32: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.TYPE_ENUM: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.TYPE_UINT32: (0, (1 << 32) - 1),
+    FieldDescriptor.TYPE_FIXED32: (0, (1 << 32) - 1),
+    FieldDescriptor.TYPE_INT64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.TYPE_SINT64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.TYPE_SFIXED64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.TYPE_UINT64: (0, (1 << 64) - 1),
+    FieldDescriptor.TYPE_FIXED64: (0, (1 << 64) - 1),
+}
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def to_protobuf(signal: Signal, body: bytes) -> bytes:
+    """The request in `body` as protobuf bytes; raise Rejected naming the place and what was expected there."""
+    try:
+        document = json.loads(body.decode())  # json.loads of bytes would guess at encodings
+        request = REQUEST[signal]()
+        _fill(request, document, "", 0)
+    except UnicodeDecodeError as error:
+        raise Rejected(f"The body is not UTF-8: {error.reason} at byte {error.start}.") from None
+    except json.JSONDecodeError as error:
+        raise Rejected(f"The body is not JSON: {error}.") from None
+    except RecursionError:
+        raise Rejected(f"The body is nested deeper than {MAX_DEPTH} levels.") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise Rejected(f"The body is not JSON: {error}.") from None
+    return request.SerializeToString()
+
+
+def _fill(message: Message, document: object, path: str, depth: int) -> None:
+    if not isinstance(document, dict):
+        raise _expected(path, "an object", document)
+    if depth > MAX_DEPTH:
+        raise Rejected(f"{path}: nested deeper than {MAX_DEPTH} levels.")
+    fields = _fields(message.DESCRIPTOR)
+    for key, item in document.items():
+        field = fields.get(key)
+        if field is None or item is None:
+            continue
+        where = f"{path}.{key}" if path else key
+        if field.is_repeated:
+            _fill_list(getattr(message, field.name), field, item, (where, depth))
+        elif field.message_type is not None:
+            inner = getattr(message, field.name)
+            inner.SetInParent()
+            _fill(inner, item, where, depth + 1)
+        else:
+            setattr(message, field.name, _scalar(field, item, where))
+
+
+def _fill_list(target: Any, field: FieldDescriptor, items: object, place: tuple[str, int]) -> None:
+    path, depth = place
+    if not isinstance(items, list):
+        raise _expected(path, "an array", items)
+    for n, item in enumerate(items):
+        if field.message_type is not None:
+            _fill(target.add(), item, f"{path}[{n}]", depth + 1)
+        else:
+            target.append(_scalar(field, item, f"{path}[{n}]"))
+
+
+_fields_by_name: dict[str, dict[str, FieldDescriptor]] = {}
+
+
+def _fields(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
+    found = _fields_by_name.get(descriptor.full_name)
+    if found is None:
+        found = _fields_by_name[descriptor.full_name] = {field.json_name: field for field in descriptor.fields}
+    return found
+
+
+def _scalar(field: FieldDescriptor, item: object, path: str) -> Any:
+    if field.type in WIDTHS:
+        return _integer(item, path, WIDTHS[field.type])
+    if field.type == FieldDescriptor.TYPE_BYTES and field.name in HEX_FIELDS:
+        return _text_as_bytes(item, path, (bytes.fromhex, "hex digits"))
+    return _SCALARS[field.type](item, path)
+
+
+def _integer(item: object, path: str, width: tuple[int, int]) -> int:
+    low, high = width
+    number = item
+    if isinstance(item, str) and INTEGER.fullmatch(item):
+        number = int(item)
+    elif isinstance(item, float) and item.is_integer():
+        number = int(item)
+    if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+        raise _expected(path, f"an integer from {low} to {high}", item)
+    return number
+
+
+def _double(item: object, path: str) -> float:
+    if isinstance(item, str):
+        if item in NOT_FINITE:
+            return NOT_FINITE[item]
+        try:
+            return float(item)
+        except ValueError:
+            raise _expected(path, "a number", item) from None
+    if isinstance(item, bool) or not isinstance(item, int | float):
+        raise _expected(path, "a number", item)
+    try:
+        return float(item)
+    except OverflowError:
+        raise _expected(path, "a number within a double's range", item) from None
+
+
+def _string(item: object, path: str) -> str:
+    if not isinstance(item, str):
+        raise _expected(path, "text", item)
+    try:
+        item.encode()
+    except UnicodeEncodeError:
+        raise Rejected(f"{path}: half a surrogate pair is no Unicode text.") from None
+    return item
+
+
+def _bool(item: object, path: str) -> bool:
+    if not isinstance(item, bool):
+        raise _expected(path, "true or false", item)
+    return item
+
+
+def _base64(text: str) -> bytes:
+    standard = text.replace("-", "+").replace("_", "/")
+    return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+
+
+def _text_as_bytes(item: object, path: str, form: tuple[Callable[[str], bytes], str]) -> bytes:
+    decode, name = form
+    try:
+        return decode(_string(item, path))
+    except (ValueError, binascii.Error):
+        raise _expected(path, name, item) from None
+
+
+_SCALARS: dict[int, Callable[[object, str], Any]] = {
+    FieldDescriptor.TYPE_DOUBLE: _double,
+    FieldDescriptor.TYPE_STRING: _string,
+    FieldDescriptor.TYPE_BOOL: _bool,
+    FieldDescriptor.TYPE_BYTES: lambda item, path: _text_as_bytes(item, path, (_base64, "base64")),
+}
+
+
+def _expected(path: str, what: str, got: object) -> Rejected:
+    shown = repr(got)
+    return Rejected(f"{path or 'The body'}: expected {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}.")

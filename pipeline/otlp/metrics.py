@@ -1,0 +1,218 @@
+"""OTLP metrics → metric_point, every data kind."""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Exemplar, Metric
+
+from pipeline.errors import Rejected
+from pipeline.otlp.encoding import Encoded, Framing, Origin, Shared, array, parse, scopes
+from pipeline.otlp.values import NOTHING, STRING, attribute_map, blob, string_map, texts
+from pipeline.record import schema
+from pipeline.record.container import long, signed
+
+TYPE = {name: long(n) for n, name in enumerate(("gauge", "sum", "histogram", "exponential_histogram", "summary"))}
+NO_RECORDED_VALUE = 1  # DataPointFlags
+CACHED_SERIES = 1 << 16
+double = struct.Struct("<d").pack
+NO_DOUBLE = double(0.0)
+# Fields of the histogram kinds, empty, in schema order: explicit_bounds, bucket_counts; then scale … negative_counts;
+# then quantiles.
+NO_BUCKETS = NOTHING * 2
+NO_EXPONENT = NOTHING * 2 + NO_DOUBLE + NOTHING * 4
+NO_QUANTILES = NOTHING
+NO_VALUE = NOTHING * 2  # value, int_value
+NO_SUMMARY = NOTHING * 4  # count, sum, min, max
+
+
+def encode_metrics(body: bytes, origin: Origin, *, partitions: int) -> Encoded:
+    """Flatten an ExportMetricsServiceRequest, one record a data point."""
+    framing = Framing(schema.of("metrics").head, origin, partitions)
+    request = parse(ExportMetricsServiceRequest, body)
+    for shared, scope_metrics in scopes(request, origin.tenant, ("resource_metrics", "scope_metrics")):
+        partition = framing.partition(shared.place)
+        for metric in scope_metrics.metrics:
+            kind = metric.WhichOneof("data")
+            if kind is None:
+                continue
+            data = getattr(metric, kind)
+            try:
+                prefix = shared.prefix + _metric_fields(metric, kind, data)
+            except Rejected as reason:
+                framing.encoded.refused[str(reason)] += len(data.data_points)
+                continue
+            values = VALUES[kind]
+            for point in data.data_points:
+                attributes = attribute_map(point.attributes)
+                try:
+                    numbers = values(point)
+                except Rejected as reason:
+                    framing.encoded.refused[str(reason)] += 1
+                    continue
+                time = point.time_unix_nano
+                content = b"".join(
+                    (
+                        prefix,
+                        attributes,
+                        _series_id(origin.tenant, shared, metric.name, (attributes, point)),
+                        long(signed(point.start_time_unix_nano)),
+                        long(signed(time)),
+                        long(point.flags),
+                        numbers,
+                    )
+                )
+                framing.add(content, time, partition)
+    return framing.finish()
+
+
+def _metric_fields(metric: Metric, kind: str, data: Any) -> bytes:
+    temporality = data.aggregation_temporality if kind in ("sum", "histogram", "exponential_histogram") else 0
+    if not 0 <= temporality <= 2:
+        raise Rejected(f"a metric has the unknown aggregation_temporality {temporality}: 0, 1 or 2 are known")
+    monotonic = kind == "sum" and data.is_monotonic
+    return b"".join(
+        (
+            STRING[metric.name],
+            STRING[metric.description],
+            STRING[metric.unit],
+            TYPE[kind],
+            long(temporality),
+            b"\1" if monotonic else b"\0",
+        )
+    )
+
+
+_series: dict[tuple[str, bytes], dict[bytes, bytes]] = {}
+
+
+def _series_id(tenant: str, shared: Shared, name: str, point: tuple[bytes, Any]) -> bytes:
+    """Avro long of the series_id, remembered by resource, scope, name and attributes."""
+    attributes, data_point = point
+    known = _series.get((name, shared.prefix))
+    if known is None:
+        if len(_series) >= 1024:
+            _series.clear()
+        known = _series[name, shared.prefix] = {}
+    found = known.get(attributes)
+    if found is None:
+        if len(known) >= 1024:
+            known.clear()
+        found = known[attributes] = long(series_id(tenant, name, labels(shared, texts(data_point.attributes))))
+    return found
+
+
+def labels(shared: Shared, attributes: dict[str, str]) -> dict[str, str]:
+    """What tells one series of a metric from another: resource attributes, the scope's name and version, attributes.
+
+    Of one key in both, the point's own counts. Scope labels are named as in the OpenTelemetry-Prometheus mapping.
+    """
+    scope = {"otel.scope.name": shared.scope.name, "otel.scope.version": shared.scope.version}
+    return {**shared.resource, **{key: text for key, text in scope.items() if text}, **attributes}
+
+
+def series_id(tenant: str, name: str, series_labels: dict[str, str]) -> int:
+    """First 8 bytes, big-endian and signed, of BLAKE2b-512 over tenant, name and sorted labels as Avro encodes them."""
+    digest = hashlib.blake2b(STRING[tenant] + STRING[name] + string_map(series_labels)).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _number(point: Any) -> bytes:
+    kind = point.WhichOneof("value")
+    if kind is None or point.flags & NO_RECORDED_VALUE:
+        value = NO_VALUE
+    elif kind == "as_int":
+        value = b"\2" + double(point.as_int) + b"\2" + long(point.as_int)
+    else:
+        value = b"\2" + double(point.as_double) + NOTHING
+    return b"".join((value, NO_SUMMARY, NO_BUCKETS, NO_EXPONENT, NO_QUANTILES, _exemplars(point.exemplars)))
+
+
+def _histogram(point: Any) -> bytes:
+    return b"".join(
+        (
+            NO_VALUE,
+            _observations(point),
+            _doubles(point.explicit_bounds),
+            _counts(point.bucket_counts),
+            NO_EXPONENT,
+            NO_QUANTILES,
+            _exemplars(point.exemplars),
+        )
+    )
+
+
+def _exponential_histogram(point: Any) -> bytes:
+    positive, negative = point.positive, point.negative
+    return b"".join(
+        (
+            NO_VALUE,
+            _observations(point),
+            NO_BUCKETS,
+            long(point.scale),
+            _count(point.zero_count),
+            double(point.zero_threshold),
+            long(positive.offset),
+            _counts(positive.bucket_counts),
+            long(negative.offset),
+            _counts(negative.bucket_counts),
+            NO_QUANTILES,
+            _exemplars(point.exemplars),
+        )
+    )
+
+
+def _summary(point: Any) -> bytes:
+    quantiles = array([double(item.quantile) + double(item.value) for item in point.quantile_values])
+    total = b"\2" + double(point.sum)
+    return b"".join(
+        (NO_VALUE, _count(point.count), total, NOTHING * 2, NO_BUCKETS, NO_EXPONENT, quantiles, NOTHING)
+    )
+
+
+VALUES = {
+    "gauge": _number,
+    "sum": _number,
+    "histogram": _histogram,
+    "exponential_histogram": _exponential_histogram,
+    "summary": _summary,
+}
+
+
+def _observations(point: Any) -> bytes:
+    """count, sum, min, max; what was not sent is null."""
+    optional = [b"\2" + double(getattr(point, name)) if point.HasField(name) else NOTHING for name in ("sum", "min", "max")]
+    return _count(point.count) + b"".join(optional)
+
+
+def _count(n: int) -> bytes:
+    if n >= 1 << 63:
+        raise Rejected("a data point has a count of 2^63 or more, which no store can hold")
+    return long(n)
+
+
+def _counts(counts: Sequence[int]) -> bytes:
+    return array([_count(n) for n in counts])
+
+
+def _doubles(numbers: Sequence[float]) -> bytes:
+    return long(len(numbers)) + struct.pack(f"<{len(numbers)}d", *numbers) + NOTHING if numbers else NOTHING
+
+
+def _exemplars(exemplars: Iterable[Exemplar]) -> bytes:
+    return array([_exemplar(exemplar) for exemplar in exemplars])
+
+
+def _exemplar(exemplar: Exemplar) -> bytes:
+    value = exemplar.as_int if exemplar.WhichOneof("value") == "as_int" else exemplar.as_double
+    return b"".join(
+        (
+            long(signed(exemplar.time_unix_nano)),
+            double(value),
+            blob(exemplar.trace_id),
+            blob(exemplar.span_id),
+            attribute_map(exemplar.filtered_attributes),
+        )
+    )

@@ -1,0 +1,72 @@
+"""Avro schemas of the records: one file a version in `schemas/`, held to their fingerprints by `schemas/lock.json`."""
+
+import functools
+import hashlib
+import io
+import json
+import pathlib
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import fastavro
+
+from pipeline.errors import Misconfigured
+from pipeline.record.container import SYNC
+from pipeline.settings import ROOT
+
+Signal = Literal["logs", "metrics", "traces"]
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
+CURRENT: dict[Signal, str] = {"logs": "log_record/1", "metrics": "metric_point/1", "traces": "span/1"}
+DIRECTORY = ROOT / "schemas"
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """One record type in one version.
+
+    `name` is what the Kafka header `schema` says (`log_record/1`); `avro` is the schema without docs, as it stands in
+    every message; `head` is the constant start of every container file of it.
+    """
+
+    name: str
+    avro: dict[str, Any]
+    head: bytes
+
+
+@functools.cache
+def load(name: str) -> Schema:
+    """The schema called `name`; raise Misconfigured where the file is missing or differs from the lock."""
+    path = DIRECTORY / f"{name.replace('/', '.v')}.avsc"
+    try:
+        avro = _without_docs(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise Misconfigured(f"schemas/{path.name} is missing: restore it, the records on the wire need it.") from None
+    locked = json.loads((DIRECTORY / "lock.json").read_text()).get(name)
+    if locked != fingerprint(avro):
+        raise Misconfigured(f"schemas/{path.name} differs from schemas/lock.json: a published version never changes.")
+    head = io.BytesIO()
+    fastavro.writer(head, fastavro.parse_schema(avro), [], codec="null", sync_marker=SYNC, metadata={})
+    return Schema(name, avro, head.getvalue())
+
+
+def of(signal: Signal) -> Schema:
+    """The schema that the gateway writes for `signal`."""
+    return load(CURRENT[signal])
+
+
+def fingerprint(avro: dict[str, Any]) -> str:
+    """SHA-256, in hex, of the schema without docs, as compact JSON in the file's order."""
+    return hashlib.sha256(json.dumps(_without_docs(avro), separators=(",", ":")).encode()).hexdigest()
+
+
+def files(directory: pathlib.Path = DIRECTORY) -> list[pathlib.Path]:
+    """The schema files, sorted by name."""
+    return sorted(directory.glob("*.avsc"))
+
+
+def _without_docs(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_docs(value) for key, value in node.items() if key != "doc"}
+    if isinstance(node, list):
+        return [_without_docs(item) for item in node]
+    return node
