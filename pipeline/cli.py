@@ -4,7 +4,9 @@ Exit codes: 0 fine; 1 a difference was found; 2 misconfigured (settings, files, 
 """
 
 import json
+import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -23,6 +25,49 @@ def show(value: object) -> None:
     """Print one JSON document on stdout."""
     json.dump(value, sys.stdout, indent=2, default=str)
     print()
+
+
+Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Processes; default from the settings.")]
+
+
+@app.command()
+def gateway(workers: Workers = None) -> None:
+    """Take OTLP over gRPC and HTTP; answer OK once Kafka has every accepted record."""
+    _run_workers("gateway", workers)
+
+
+@app.command("pg_writer")
+def pg_writer(workers: Workers = None) -> None:
+    """Write metric points from Kafka into PostgreSQL, each exactly once."""
+    _run_workers("pg_writer", workers)
+
+
+@app.command("ch_writer")
+def ch_writer(workers: Workers = None) -> None:
+    """Write logs, spans and metric points from Kafka into ClickHouse, each visible once."""
+    _run_workers("ch_writer", workers)
+
+
+def _run_workers(process: str, workers: int | None) -> None:
+    """Be the one process, or the supervisor of several. Rooms are imported here: a command loads only its own."""
+    from pipeline import workers as processes
+    from pipeline.telemetry import log
+
+    if workers is not None:
+        os.environ[f"{settings.PREFIX}{process.upper()}__WORKERS"] = str(workers)
+    loaded = settings.load()
+    number = processes.number()
+    log.configure(process)
+    if number is None and getattr(loaded, process).workers > 1:
+        sys.exit(processes.supervise(process, getattr(loaded, process).workers))
+    if process == "gateway":
+        from pipeline.gateway.main import run
+
+        run(loaded)
+    else:
+        from pipeline.agents.worker import run_writer
+
+        run_writer(process, loaded, number or 0)
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ class GatewaySettings(Part):
 
 
 class WriterSettings(Part):
-    """One writer process; `health_port` serves /livez, /readyz and /metrics on loopback."""
+    """A writer; worker n serves /livez, /readyz and /metrics on loopback at `health_port` + n."""
 
     health_port: Port
     workers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -86,8 +86,8 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     gateway: GatewaySettings = GatewaySettings()
-    pg_writer: WriterSettings = WriterSettings(health_port=9101)
-    ch_writer: WriterSettings = WriterSettings(health_port=9102)
+    pg_writer: WriterSettings = WriterSettings(health_port=9110)
+    ch_writer: WriterSettings = WriterSettings(health_port=9210)
     local: LocalSettings = LocalSettings()
 
     @classmethod

@@ -5,13 +5,13 @@ It parses an `Export…ServiceRequest`, flattens it into records of the schemas 
 and frames them by partition.
 """
 
-from pipeline.otlp.encoding import Encoded, Group, Origin
+from pipeline.otlp.encoding import MAX_VALUE_BYTES, Encoded, Group, Origin
 from pipeline.otlp.logs import encode_logs
 from pipeline.otlp.metrics import encode_metrics
 from pipeline.otlp.traces import encode_traces
 from pipeline.record.schema import Signal
 
-__all__ = ["Encoded", "Group", "Origin", "encode"]
+__all__ = ["MAX_VALUE_BYTES", "Encoded", "Group", "Origin", "encode"]
 
 _BY_SIGNAL = {"logs": encode_logs, "metrics": encode_metrics, "traces": encode_traces}
 

@@ -107,7 +107,7 @@ def _scalar(field: FieldDescriptor, item: object, path: str) -> Any:
     if field.type in WIDTHS:
         return _integer(item, path, WIDTHS[field.type])
     if field.type == FieldDescriptor.TYPE_BYTES and field.name in HEX_FIELDS:
-        return _text_as_bytes(item, path, (bytes.fromhex, "hex digits"))
+        return _text_as_bytes(item, path, (binascii.unhexlify, "hex digits"))
     return _SCALARS[field.type](item, path)
 
 

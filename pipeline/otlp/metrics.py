@@ -71,7 +71,7 @@ def encode_metrics(body: bytes, origin: Origin, *, partitions: int) -> Encoded:
 def _metric_fields(metric: Metric, kind: str, data: Any) -> bytes:
     temporality = data.aggregation_temporality if kind in ("sum", "histogram", "exponential_histogram") else 0
     if not 0 <= temporality <= 2:
-        raise Rejected(f"a metric has the unknown aggregation_temporality {temporality}: 0, 1 or 2 are known")
+        raise Rejected("a metric has an unknown aggregation_temporality: 0, 1 and 2 are known")
     monotonic = kind == "sum" and data.is_monotonic
     return b"".join(
         (

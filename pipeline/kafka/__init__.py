@@ -1,0 +1,1 @@
+"""The door to Kafka: confluent-kafka and its errors end here."""

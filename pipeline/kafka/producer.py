@@ -1,0 +1,127 @@
+"""Publishing with acks=all: a message is safe or the caller hears that it is not known to be."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from pipeline.errors import Unavailable
+from pipeline.settings import KafkaSettings
+
+log = structlog.get_logger()
+Headers = list[tuple[str, bytes]]
+PROBE_S = 2.0
+QUEUE_KBYTES = 64 * 1024
+
+
+class Publisher:
+    """One idempotent producer for one event loop.
+
+    `publish` returns a future whose result is None once all in-sync replicas have the message, or the Unavailable that
+    says why that is not known; the same message may then still arrive later. Order within a partition is kept.
+    """
+
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str], *, within_s: float) -> None:
+        self._topics = topics
+        self._bootstrap = settings.bootstrap_servers
+        self._partitions: dict[str, int] = {}
+        self._away: str | None = f"no word yet from Kafka at {self._bootstrap}"
+        self._fatal: str | None = None
+        self._stop = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._producer = Producer(
+            {
+                "bootstrap.servers": settings.bootstrap_servers,
+                "acks": "all",
+                "enable.idempotence": True,
+                "compression.type": "zstd",
+                "compression.level": 1,
+                "linger.ms": 5,
+                "message.timeout.ms": int(within_s * 1000),
+                "message.max.bytes": 1_000_000,
+                "queue.buffering.max.kbytes": QUEUE_KBYTES,
+                "reconnect.backoff.max.ms": 1000,
+                "error_cb": self._on_error,
+                "log_level": 2,
+            }
+        )
+        self._threads = [
+            threading.Thread(target=self._serve_callbacks, name="kafka-callbacks", daemon=True),
+            threading.Thread(target=self._probe, name="kafka-probe", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def partitions(self, topic: str) -> int:
+        """How many the topic has; raise Unavailable while that is not known."""
+        count = self._partitions.get(topic)
+        if count is None:
+            raise Unavailable(self._away or f"The topic {topic} is not known yet.")
+        return count
+
+    def publish(self, topic: str, partition: int, value: bytes, headers: Headers) -> "asyncio.Future[Unavailable | None]":
+        """Queue one message; never blocks."""
+        acknowledged: asyncio.Future[Unavailable | None] = self._loop.create_future()
+
+        def on_delivery(error: KafkaError | None, _: Message) -> None:
+            result = None if error is None else Unavailable(f"Kafka did not acknowledge in time: {error.str()}.")
+            self._loop.call_soon_threadsafe(_settle, acknowledged, result)
+
+        try:
+            self._producer.produce(topic, value=value, partition=partition, headers=headers, on_delivery=on_delivery)
+        except BufferError:
+            acknowledged.set_result(Unavailable("The queue to Kafka is full."))
+        except KafkaException as error:
+            acknowledged.set_result(Unavailable(f"Kafka refused a message: {error.args[0].str()}."))
+        return acknowledged
+
+    def unready(self) -> str | None:
+        """Why publishing would not work now, or None."""
+        return self._fatal or self._away
+
+    @property
+    def fatal(self) -> str | None:
+        """Set when this producer can never publish again: the process must be started anew."""
+        return self._fatal
+
+    def close(self, within_s: float) -> int:
+        """Wait for what is queued; return how many messages were not acknowledged."""
+        left: int = self._producer.flush(within_s)
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(PROBE_S + 1)
+        return left
+
+    def _serve_callbacks(self) -> None:
+        while not self._stop.is_set():
+            self._producer.poll(0.1)
+
+    def _probe(self) -> None:
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                self._away = self._look()
+            except KafkaException as error:
+                self._away = f"Kafka at {self._bootstrap} does not answer: {error.args[0].str()}"
+            self._stop.wait(max(0.0, (PROBE_S if self._partitions else 0.2) - (time.monotonic() - started)))
+
+    def _look(self) -> str | None:
+        """Refresh partition counts; return what is missing."""
+        cluster = self._producer.list_topics(timeout=PROBE_S).topics
+        found = {topic: len(cluster[topic].partitions) for topic in self._topics if topic in cluster}
+        self._partitions = found
+        missing = [topic for topic in self._topics if topic not in found]
+        return f"topics missing in Kafka: {', '.join(missing)}; run `pipeline topics apply`" if missing else None
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = f"the producer cannot go on: {error.str()}"
+            log.error("producer failed for good", reason=error.str())
+
+
+def _settle(future: "asyncio.Future[Unavailable | None]", result: Unavailable | None) -> None:
+    if not future.done():
+        future.set_result(result)

@@ -1,0 +1,27 @@
+"""/livez, /readyz and /metrics as aiohttp routes."""
+
+from collections.abc import Callable
+
+from aiohttp import web
+
+from pipeline.telemetry import metrics
+
+Checks = Callable[[], dict[str, str]]
+
+
+def routes(unready: Checks) -> list[web.RouteDef]:
+    """`unready` names each part that is not ready and why; empty means ready. It must not block."""
+
+    async def livez(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        reasons = unready()
+        body = {"status": "not ready" if reasons else "ready", "reasons": reasons}
+        return web.json_response(body, status=503 if reasons else 200)
+
+    async def expose(_: web.Request) -> web.Response:
+        body, content_type = metrics.exposition()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", expose)]

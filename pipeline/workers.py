@@ -1,0 +1,80 @@
+"""Several processes of one command, kept alive."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import structlog
+
+log = structlog.get_logger()
+NUMBER_VARIABLE = "WORKER_NUMBER"
+RESTART_AFTER_S = 1.0
+STOP_WITHIN_S = 25.0
+
+
+def supervise(process: str, workers: int) -> int:
+    """Run `workers` processes of `pipeline <process>` until SIGTERM or SIGINT; start again those that die.
+
+    Each finds its number in WORKER_NUMBER and ends when this process does, however that ends. Return 0 after an
+    orderly stop; a worker that ends with 2 (misconfigured) stops all, since starting it again would not help.
+    """
+    stopping = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stopping.set())
+    with tempfile.TemporaryDirectory(prefix="pipeline-metrics-") as shared:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
+        from pipeline.telemetry import metrics  # noqa: PLC0415 - its counters look for the variable when they are made
+
+        children = {n: _start(process, n) for n in range(workers)}
+        code = 0
+        while not stopping.wait(0.2):
+            for n, child in children.items():
+                if child.poll() is None:
+                    continue
+                if child.returncode == 2:
+                    stopping.set()
+                    code = 2
+                    break
+                log.error("worker died", worker=n, pid=child.pid, code=child.returncode)
+                stopping.wait(RESTART_AFTER_S)
+                children[n] = _start(process, n)
+                metrics.WORKER_RESTARTS.labels(process).inc()
+        _stop(list(children.values()))
+    return code
+
+
+def number() -> int | None:
+    """This process's number under a supervisor, or None where there is none."""
+    value = os.environ.get(NUMBER_VARIABLE)
+    if value is None:
+        return None
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    return int(value)
+
+
+def _start(process: str, n: int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", process], stdin=subprocess.PIPE, env={**os.environ, NUMBER_VARIABLE: str(n)}
+    )
+
+
+def _end_with_parent() -> None:
+    """The parent holds our standard input: its end is the parent's end, also after kill -9."""
+    os.read(0, 1)
+    os._exit(70)
+
+
+def _stop(children: "list[subprocess.Popen[bytes]]") -> None:
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + STOP_WITHIN_S
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
