@@ -6,7 +6,8 @@ Exit codes: 0 fine; 1 a difference was found; 2 misconfigured (settings, files, 
 import json
 import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Protocol
 
 import typer
 
@@ -68,6 +69,54 @@ def _run_workers(process: str, workers: int | None) -> None:
         from pipeline.agents.worker import run_writer
 
         run_writer(process, loaded, number or 0)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@topics_app.command("plan")
+def topics_plan(as_json: AsJson = False) -> None:
+    """Print what `apply` would change in the cluster; exit 1 where that is something."""
+    from pipeline import topics
+    from pipeline.kafka.admin import Cluster
+
+    _show_plan(topics.plan(topics.load(), Cluster(settings.load().kafka)), as_json)
+
+
+@topics_app.command("apply")
+def topics_apply(yes: Yes = False) -> None:
+    """Print the plan, ask, and carry out the plan that was printed."""
+    from pipeline import topics
+    from pipeline.kafka.admin import Cluster
+
+    cluster = Cluster(settings.load().kafka)
+    changes = topics.plan(topics.load(), cluster)
+    if _agreed(changes, yes):
+        topics.apply(changes, cluster)
+
+
+class _Change(Protocol):
+    def as_json(self) -> dict[str, object]: ...
+
+
+def _show_plan(changes: Sequence[_Change], as_json: bool) -> None:
+    if as_json:
+        show([change.as_json() for change in changes])
+    else:
+        for change in changes:
+            print(change)
+    if changes:
+        raise typer.Exit(1)
+
+
+def _agreed(changes: Sequence[object], yes: bool) -> bool:
+    for change in changes:
+        print(change)
+    if not changes:
+        print("Nothing to do.")
+        return False
+    return yes or typer.confirm("Do this?", abort=True)
 
 
 def main() -> None:

@@ -1,0 +1,133 @@
+"""What exists in a Kafka cluster: the admin door.
+
+Topics only; records go through the producer and the reader. A topic's configuration is what applies to it
+(cluster defaults included), and `overrides` names what was set on the topic itself.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public names, which it does not list
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+
+from pipeline.errors import Misconfigured, Unavailable
+from pipeline.settings import KafkaSettings
+
+TIMEOUT_S = 10.0
+OURS = frozenset(
+    {
+        KafkaError.TOPIC_ALREADY_EXISTS, KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_PARTITIONS,
+        KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_REPLICA_ASSIGNMENT, KafkaError.INVALID_CONFIG,
+        KafkaError.INVALID_REQUEST, KafkaError.POLICY_VIOLATION, KafkaError.UNSUPPORTED_VERSION,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._AUTHENTICATION, KafkaError._INVALID_ARG,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTopic:
+    """A topic as the cluster has it; `config` holds every key in force, `overrides` the keys set on the topic."""
+
+    partitions: int
+    replication_factor: int
+    config: dict[str, str]
+    overrides: frozenset[str]
+
+
+class Cluster:
+    """One Kafka cluster's topics. Every call waits for the cluster's answer, 10 s at most.
+
+    Raises Unavailable where the cluster does not answer, Misconfigured where it refuses. The client lives as long as
+    this object: its futures die with it.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._servers = settings.bootstrap_servers
+        # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
+        self._client = AdminClient({"bootstrap.servers": self._servers, "log_level": 0})
+
+    def topics(self, names: Iterable[str]) -> dict[str, LiveTopic]:
+        """Those of `names` that exist."""
+        with self._translated("read the topics"):
+            present = self._client.list_topics(timeout=TIMEOUT_S).topics
+            wanted = [name for name in names if name in present]
+            if not wanted:
+                return {}
+            described = self._client.describe_topics(TopicCollection(wanted), request_timeout=TIMEOUT_S)
+            resources = {name: ConfigResource(ResourceType.TOPIC, name) for name in wanted}
+            configs = self._client.describe_configs(list(resources.values()), request_timeout=TIMEOUT_S)
+            return {name: _live(described[name].result(), configs[resources[name]].result()) for name in wanted}
+
+    def create(self, name: str, *, partitions: int, replication_factor: int, config: dict[str, str]) -> None:
+        """Create a topic that is not there; returns when every broker knows it."""
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=replication_factor, config=config)
+        with self._translated(f"create topic {name}"):
+            self._wait(self._client.create_topics([topic], operation_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S))
+
+    def configure(self, name: str, changes: dict[str, str | None]) -> None:
+        """Set each key on the topic, or with None remove what was set; other keys stay."""
+        entries = [
+            ConfigEntry(
+                key, value or "",
+                incremental_operation=AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET,
+            )
+            for key, value in changes.items()
+        ]  # fmt: skip
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        with self._translated(f"configure topic {name}"):
+            self._wait(self._client.incremental_alter_configs([resource], request_timeout=TIMEOUT_S))
+
+    def grow(self, name: str, partitions: int) -> None:
+        """Raise the topic's partitions to `partitions`."""
+        with self._translated(f"grow topic {name}"):
+            self._wait(
+                self._client.create_partitions(
+                    [NewPartitions(name, partitions)], operation_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S
+                )
+            )
+
+    @staticmethod
+    def _wait(futures: dict[Any, Future[Any]]) -> None:
+        for future in futures.values():
+            future.result()
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as raised:
+            error: KafkaError = raised.args[0]
+            if error.code() in OURS:
+                raise Misconfigured(f"Kafka at {self._servers} refused to {what}: {_reason(error)}.") from raised
+            raise Unavailable(
+                f"Kafka at {self._servers} could not {what}: {_reason(error)}. "
+                "Start it, or correct kafka.bootstrap_servers."
+            ) from raised
+
+
+def _reason(error: KafkaError) -> str:
+    return str(error.str()).rstrip(".")
+
+
+def _live(description: Any, config: dict[str, ConfigEntry]) -> LiveTopic:
+    return LiveTopic(
+        partitions=len(description.partitions),
+        replication_factor=min(len(partition.replicas) for partition in description.partitions),
+        config={key: entry.value for key, entry in config.items() if entry.value is not None},
+        overrides=frozenset(
+            key for key, entry in config.items() if ConfigSource(entry.source) is ConfigSource.DYNAMIC_TOPIC_CONFIG
+        ),
+    )
