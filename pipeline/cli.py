@@ -14,7 +14,9 @@ import typer
 from pipeline import errors, settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-local_app = typer.Typer(no_args_is_help=True, help="The whole stack on this machine, for demos, tests and hands-on work.")
+local_app = typer.Typer(
+    no_args_is_help=True, help="The whole stack on this machine, for demos, tests and hands-on work."
+)
 topics_app = typer.Typer(no_args_is_help=True, help="Topics as code: topics/*.yaml against the cluster.")
 migrate_app = typer.Typer(no_args_is_help=True, help="Migrations of PostgreSQL and ClickHouse.")
 app.add_typer(local_app, name="local")

@@ -77,7 +77,11 @@ class Settings(BaseSettings):
     """Everything that can be set. Immutable; pass the part that is needed, not the whole."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     region: Alias = "local"
@@ -105,7 +109,9 @@ def load() -> Settings:
     problems = []
     file = os.environ.get(FILE_VARIABLE)
     if file and not pathlib.Path(file).is_file():
-        raise Misconfigured(f"{FILE_VARIABLE} names {file}, which is not a file: correct the path or unset the variable.")
+        raise Misconfigured(
+            f"{FILE_VARIABLE} names {file}, which is not a file: correct the path or unset the variable."
+        )
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if variable.startswith(PREFIX) and variable != FILE_VARIABLE and variable.split("__")[0] not in known:

@@ -26,7 +26,9 @@ def success(signal: Signal, refused: Counter[str]) -> Message:
     if refused:
         partial = response.partial_success  # type: ignore[attr-defined]
         setattr(partial, count_field, refused.total())
-        partial.error_message = "; ".join(f"{count} refused: {reason}" for reason, count in sorted(refused.items())) + "."
+        partial.error_message = (
+            "; ".join(f"{count} refused: {reason}" for reason, count in sorted(refused.items())) + "."
+        )
     return response
 
 

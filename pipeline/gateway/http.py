@@ -49,17 +49,26 @@ def _handler(
                     body = to_protobuf(signal, body)
                 traceparent = request.headers.get("traceparent", "")[:64]
                 refused = await intake.accept(Request(signal, body, tenant, traceparent))
-                outcome, response = "partial" if refused else "ok", _answer(answers.success(signal, refused), encoding, 200)
+                outcome, response = (
+                    "partial" if refused else "ok",
+                    _answer(answers.success(signal, refused), encoding, 200),
+                )
             except web.HTTPUnsupportedMediaType:
                 message = f"Content-Type {encoding} is not supported: send {PROTOBUF} or {JSON}."
                 outcome, response = "rejected", _answer(answers.failure(code_pb2.INVALID_ARGUMENT, message), JSON, 415)
             except _UnknownEncoding as error:
-                outcome, response = "rejected", _answer(answers.failure(code_pb2.INVALID_ARGUMENT, str(error)), encoding, 415)
+                outcome, response = (
+                    "rejected",
+                    _answer(answers.failure(code_pb2.INVALID_ARGUMENT, str(error)), encoding, 415),
+                )
             except TooLarge as error:
                 status = answers.failure(code_pb2.RESOURCE_EXHAUSTED, str(error))
                 outcome, response = "too_large", _answer(status, encoding, 413)
             except Rejected as error:
-                outcome, response = "rejected", _answer(answers.failure(code_pb2.INVALID_ARGUMENT, str(error)), encoding, 400)
+                outcome, response = (
+                    "rejected",
+                    _answer(answers.failure(code_pb2.INVALID_ARGUMENT, str(error)), encoding, 400),
+                )
             except Unavailable as error:
                 status, delay_s = answers.not_now(str(error), settings.retry_after_s)
                 outcome, response = "unavailable", _answer(status, encoding, 503)

@@ -31,7 +31,9 @@ class Request(NamedTuple):
 class Intake:
     """Encodes requests and publishes them; requests that arrive together share messages."""
 
-    def __init__(self, publisher: Publisher, region: str, *, within_s: float, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, publisher: Publisher, region: str, *, within_s: float, clock: Callable[[], int] = time.time_ns
+    ) -> None:
         self._publisher = publisher
         self._region = region
         self._within_s = within_s
@@ -49,7 +51,9 @@ class Intake:
         partitions = self._publisher.partitions(topic(signal))
         origin = otlp.Origin(tenant, self._region, self._clock())
         encoded = otlp.encode(signal, body, origin, partitions=partitions)
-        acknowledgements = {self._lane(signal, tenant, group.partition).add(group, traceparent) for group in encoded.groups}
+        acknowledgements = {
+            self._lane(signal, tenant, group.partition).add(group, traceparent) for group in encoded.groups
+        }
         if acknowledgements:
             await self._wait(acknowledgements)
         metrics.ACCEPTED.labels(signal, tenant).inc(encoded.accepted)

@@ -15,6 +15,7 @@ log = structlog.get_logger()
 Headers = list[tuple[str, bytes]]
 PROBE_S = 2.0
 QUEUE_KBYTES = 64 * 1024
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # dead letters hold poison of any size; what a topic takes is its own setting
 
 
 class Publisher:
@@ -41,7 +42,7 @@ class Publisher:
                 "compression.level": 1,
                 "linger.ms": 5,
                 "message.timeout.ms": int(within_s * 1000),
-                "message.max.bytes": 1_000_000,
+                "message.max.bytes": MAX_MESSAGE_BYTES,
                 "queue.buffering.max.kbytes": QUEUE_KBYTES,
                 "reconnect.backoff.max.ms": 1000,
                 "error_cb": self._on_error,
@@ -62,7 +63,9 @@ class Publisher:
             raise Unavailable(self._away or f"The topic {topic} is not known yet.")
         return count
 
-    def publish(self, topic: str, partition: int, value: bytes, headers: Headers) -> "asyncio.Future[Unavailable | None]":
+    def publish(
+        self, topic: str, partition: int, value: bytes, headers: Headers
+    ) -> "asyncio.Future[Unavailable | None]":
         """Queue one message; never blocks."""
         acknowledged: asyncio.Future[Unavailable | None] = self._loop.create_future()
 

@@ -1,7 +1,6 @@
 """What the three signals share: parsing, the prefix of a resource and scope, identity, grouping by partition."""
 
 import hashlib
-import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from pipeline.errors import Rejected
-from pipeline.otlp.values import STRING, attribute_map, string_map, texts
-from pipeline.record.container import long, value
+from pipeline.otlp.values import attribute_map, texts
+from pipeline.record.avro import STRING, long, string_map
+from pipeline.record.container import value
 
 MAX_VALUE_BYTES = 900_000  # a Kafka message; brokers take 1 MB
 SANE_FROM_NS = 946_684_800 * 10**9  # 2000-01-01
@@ -144,11 +144,4 @@ class Framing:
 
     def _close(self, partition: int) -> None:
         records, times = self._open.pop(partition)
-        self.encoded.groups.append(
-            Group(partition, len(records), min(times), max(times), value(self._head, records))
-        )
-
-
-def array(items: list[bytes]) -> bytes:
-    """An Avro array of encoded items."""
-    return b"".join(itertools.chain((long(len(items)),), items, (b"\0",))) if items else b"\0"
+        self.encoded.groups.append(Group(partition, len(records), min(times), max(times), value(self._head, records)))

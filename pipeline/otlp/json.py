@@ -114,9 +114,7 @@ def _scalar(field: FieldDescriptor, item: object, path: str) -> Any:
 def _integer(item: object, path: str, width: tuple[int, int]) -> int:
     low, high = width
     number = item
-    if isinstance(item, str) and INTEGER.fullmatch(item):
-        number = int(item)
-    elif isinstance(item, float) and item.is_integer():
+    if (isinstance(item, str) and INTEGER.fullmatch(item)) or (isinstance(item, float) and item.is_integer()):
         number = int(item)
     if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
         raise _expected(path, f"an integer from {low} to {high}", item)

@@ -3,9 +3,9 @@
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from pipeline.otlp.encoding import Encoded, Framing, Origin, parse, scopes
-from pipeline.otlp.values import STRING, attribute_map, blob, text
+from pipeline.otlp.values import attribute_map, text
 from pipeline.record import schema
-from pipeline.record.container import long, signed
+from pipeline.record.avro import STRING, blob, long, signed
 
 
 def encode_logs(body: bytes, origin: Origin, *, partitions: int) -> Encoded:
@@ -15,7 +15,9 @@ def encode_logs(body: bytes, origin: Origin, *, partitions: int) -> Encoded:
     """
     framing = Framing(schema.of("logs").head, origin, partitions)
     string, add = STRING, framing.add
-    for shared, scope_logs in scopes(parse(ExportLogsServiceRequest, body), origin.tenant, ("resource_logs", "scope_logs")):
+    for shared, scope_logs in scopes(
+        parse(ExportLogsServiceRequest, body), origin.tenant, ("resource_logs", "scope_logs")
+    ):
         prefix, partition = shared.prefix, framing.partition(shared.place)
         for record in scope_logs.log_records:
             time, observed_time, body_value = record.time_unix_nano, record.observed_time_unix_nano, record.body

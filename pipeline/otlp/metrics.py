@@ -1,6 +1,5 @@
 """OTLP metrics → metric_point, every data kind."""
 
-import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,15 +8,15 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Exemplar, Metric
 
 from pipeline.errors import Rejected
-from pipeline.otlp.encoding import Encoded, Framing, Origin, Shared, array, parse, scopes
-from pipeline.otlp.values import NOTHING, STRING, attribute_map, blob, string_map, texts
+from pipeline.otlp.encoding import Encoded, Framing, Origin, Shared, parse, scopes
+from pipeline.otlp.values import attribute_map, texts
 from pipeline.record import schema
-from pipeline.record.container import long, signed
+from pipeline.record.avro import NOTHING, STRING, array, blob, double, long, signed
+from pipeline.record.series import labels, series_id
 
 TYPE = {name: long(n) for n, name in enumerate(("gauge", "sum", "histogram", "exponential_histogram", "summary"))}
 NO_RECORDED_VALUE = 1  # DataPointFlags
-CACHED_SERIES = 1 << 16
-double = struct.Struct("<d").pack
+CACHED_SERIES = 1 << 10  # of one metric in one scope, and scopes times metrics
 NO_DOUBLE = double(0.0)
 # Fields of the histogram kinds, empty, in schema order: explicit_bounds, bucket_counts; then scale … negative_counts;
 # then quantiles.
@@ -93,30 +92,18 @@ def _series_id(tenant: str, shared: Shared, name: str, point: tuple[bytes, Any])
     attributes, data_point = point
     known = _series.get((name, shared.prefix))
     if known is None:
-        if len(_series) >= 1024:
+        if len(_series) >= CACHED_SERIES:
             _series.clear()
         known = _series[name, shared.prefix] = {}
     found = known.get(attributes)
     if found is None:
-        if len(known) >= 1024:
+        if len(known) >= CACHED_SERIES:
             known.clear()
-        found = known[attributes] = long(series_id(tenant, name, labels(shared, texts(data_point.attributes))))
+        scope = shared.scope.name, shared.scope.version
+        found = known[attributes] = long(
+            series_id(tenant, name, labels(shared.resource, scope, texts(data_point.attributes)))
+        )
     return found
-
-
-def labels(shared: Shared, attributes: dict[str, str]) -> dict[str, str]:
-    """What tells one series of a metric from another: resource attributes, the scope's name and version, attributes.
-
-    Of one key in both, the point's own counts. Scope labels are named as in the OpenTelemetry-Prometheus mapping.
-    """
-    scope = {"otel.scope.name": shared.scope.name, "otel.scope.version": shared.scope.version}
-    return {**shared.resource, **{key: text for key, text in scope.items() if text}, **attributes}
-
-
-def series_id(tenant: str, name: str, series_labels: dict[str, str]) -> int:
-    """First 8 bytes, big-endian and signed, of BLAKE2b-512 over tenant, name and sorted labels as Avro encodes them."""
-    digest = hashlib.blake2b(STRING[tenant] + STRING[name] + string_map(series_labels)).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _number(point: Any) -> bytes:
@@ -167,9 +154,7 @@ def _exponential_histogram(point: Any) -> bytes:
 def _summary(point: Any) -> bytes:
     quantiles = array([double(item.quantile) + double(item.value) for item in point.quantile_values])
     total = b"\2" + double(point.sum)
-    return b"".join(
-        (NO_VALUE, _count(point.count), total, NOTHING * 2, NO_BUCKETS, NO_EXPONENT, quantiles, NOTHING)
-    )
+    return b"".join((NO_VALUE, _count(point.count), total, NOTHING * 2, NO_BUCKETS, NO_EXPONENT, quantiles, NOTHING))
 
 
 VALUES = {
@@ -183,7 +168,9 @@ VALUES = {
 
 def _observations(point: Any) -> bytes:
     """count, sum, min, max; what was not sent is null."""
-    optional = [b"\2" + double(getattr(point, name)) if point.HasField(name) else NOTHING for name in ("sum", "min", "max")]
+    optional = [
+        b"\2" + double(getattr(point, name)) if point.HasField(name) else NOTHING for name in ("sum", "min", "max")
+    ]
     return _count(point.count) + b"".join(optional)
 
 

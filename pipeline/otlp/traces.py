@@ -3,17 +3,17 @@
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from pipeline.otlp.encoding import Encoded, Framing, Origin, array, parse, scopes
-from pipeline.otlp.values import NOTHING, STRING, attribute_map, blob
+from pipeline.otlp.encoding import Encoded, Framing, Origin, parse, scopes
+from pipeline.otlp.values import attribute_map
 from pipeline.record import schema
-from pipeline.record.container import long, signed
+from pipeline.record.avro import NOTHING, STRING, array, blob, long, signed
 
 NO_TRACE = bytes(16)
 NO_SPAN = bytes(8)
 
 
 def encode_traces(body: bytes, origin: Origin, *, partitions: int) -> Encoded:
-    """Flatten an ExportTraceServiceRequest; a span without valid trace and span ids is refused, as the protocol says."""
+    """Flatten an ExportTraceServiceRequest; spans without valid trace and span ids are refused."""
     framing = Framing(schema.of("traces").head, origin, partitions)
     string, add, refused = STRING, framing.add, framing.encoded.refused
     request = parse(ExportTraceServiceRequest, body)

@@ -1,4 +1,4 @@
-"""OTLP's values and attributes as Avro bytes.
+"""OTLP's values and attributes as text.
 
 Every value becomes text: strings as they are, booleans `true`/`false`, integers in decimal, doubles as the shortest
 text that reads back equal (`1.0`, `1e+16`, `NaN`, `Infinity`), bytes in base64, arrays and maps as compact JSON with
@@ -13,32 +13,7 @@ from typing import Any
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
-from pipeline.record.container import long
-
-CACHED_STRINGS = 1 << 16
-CACHED_STRING_BYTES = 64
-
-
-class _Strings(dict[str, bytes]):
-    """Avro strings by text, remembered while short: keys and most values of telemetry repeat."""
-
-    def __missing__(self, text: str) -> bytes:
-        data = text.encode()
-        encoded = long(len(data)) + data
-        if len(data) <= CACHED_STRING_BYTES:
-            if len(self) >= CACHED_STRINGS:
-                self.clear()
-            self[text] = encoded
-        return encoded
-
-
-STRING = _Strings()
-NOTHING = b"\0"  # an empty string, array or map, a null, a zero
-
-
-def blob(data: bytes) -> bytes:
-    """Avro bytes."""
-    return long(len(data)) + data if data else NOTHING
+from pipeline.record.avro import NOTHING, string_map
 
 
 def text(value: AnyValue) -> str:
@@ -63,19 +38,6 @@ def texts(attributes: Iterable[KeyValue]) -> dict[str, str]:
     return found
 
 
-def string_map(attributes: dict[str, str]) -> bytes:
-    """An Avro map<string>, keys sorted."""
-    if not attributes:
-        return NOTHING
-    pieces = [long(len(attributes))]
-    string = STRING
-    for key in sorted(attributes):
-        pieces.append(string[key])
-        pieces.append(string[attributes[key]])
-    pieces.append(NOTHING)
-    return b"".join(pieces)
-
-
 def attribute_map(attributes: Any) -> bytes:
     """Repeated KeyValue as an Avro map<string>."""
     return string_map(texts(attributes)) if attributes else NOTHING
@@ -93,5 +55,5 @@ def _plain(value: AnyValue, kind: str | None) -> Any:
     if kind == "bytes_value":
         return base64.b64encode(plain).decode()
     if kind == "double_value" and not math.isfinite(plain):
-        return "NaN" if plain != plain else "Infinity" if plain > 0 else "-Infinity"
+        return "NaN" if math.isnan(plain) else "Infinity" if plain > 0 else "-Infinity"
     return plain

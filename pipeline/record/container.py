@@ -6,29 +6,10 @@ So joining values is concatenation of what follows their heads, and no record is
 
 from collections.abc import Iterable
 
+from pipeline.errors import Rejected
+from pipeline.record.avro import long
+
 SYNC = b"pipeline-ocf-v01"
-ONE = [bytes((n,)) for n in range(128)]
-PAIR = [bytes((0x80 | n & 0x7F, 0x80 | n >> 7)) for n in range(1 << 14)]  # two 7-bit groups with more to follow
-WORD = (1 << 64) - 1
-
-
-def long(n: int) -> bytes:
-    """Avro's zigzag varint of a signed 64-bit integer."""
-    n = n << 1 ^ n >> 63
-    if n < 0x80:
-        return ONE[n]
-    out = b""
-    while n >= 1 << 14:
-        out += PAIR[n & 0x3FFF]
-        n >>= 14
-    if n < 0x80:
-        return out + ONE[n]
-    return out + bytes((0x80 | n & 0x7F, n >> 7))
-
-
-def signed(n: int) -> int:
-    """An unsigned 64-bit integer as the signed one of the same bits."""
-    return n if n < 1 << 63 else n - (1 << 64)
 
 
 def value(head: bytes, records: list[bytes]) -> bytes:
@@ -41,3 +22,34 @@ def join(head: bytes, values: Iterable[bytes]) -> bytes:
     """One container file of all records in `values`, which all start with `head`."""
     skip = len(head)
     return head + b"".join([value[skip:] for value in values])
+
+
+def count(head: bytes, value: bytes) -> int:
+    """How many records the blocks of `value` say they hold, read from the framing alone.
+
+    Raise Rejected where `value` is not `head` followed by whole blocks: joining it would spoil its neighbours.
+    """
+    if not value.startswith(head):
+        raise Rejected("The value does not start with the head of its schema.")
+    place, total = len(head), 0
+    while place < len(value):
+        records, place = _unsigned_half(value, place)
+        size, place = _unsigned_half(value, place)
+        place += size + len(SYNC)
+        if value[place - len(SYNC) : place] != SYNC:
+            raise Rejected("The value is cut short or damaged: a block does not end in the sync marker.")
+        total += records
+    return total
+
+
+def _unsigned_half(data: bytes, place: int) -> tuple[int, int]:
+    """An Avro long that cannot be negative, and the place after it."""
+    n = shift = 0
+    for place_after, byte in enumerate(data[place : place + 10], place + 1):
+        n |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if n & 1:
+                break
+            return n >> 1, place_after
+        shift += 7
+    raise Rejected("The value is cut short or damaged: a block does not start with its count and length.")

@@ -23,9 +23,7 @@ disable_created_metrics()  # a time series a counter that nobody reads
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
-ACCEPTED = Counter(
-    "pipeline_gateway_accepted_records", "Records answered OK: safe in Kafka.", ["signal", "tenant"]
-)
+ACCEPTED = Counter("pipeline_gateway_accepted_records", "Records answered OK: safe in Kafka.", ["signal", "tenant"])
 REFUSED = Counter(
     "pipeline_gateway_refused_records", "Records refused by rule, told in partial_success.", ["signal", "tenant"]
 )
@@ -42,9 +40,7 @@ REQUEST_SECONDS = Histogram(
 PRODUCE_SECONDS = Histogram(
     "pipeline_gateway_produce_seconds", "From produce to acknowledgement by Kafka.", ["signal"], buckets=SECONDS
 )
-MESSAGE_RECORDS = Histogram(
-    "pipeline_gateway_message_records", "Records a Kafka message.", ["signal"], buckets=SIZES
-)
+MESSAGE_RECORDS = Histogram("pipeline_gateway_message_records", "Records a Kafka message.", ["signal"], buckets=SIZES)
 WORKER_RESTARTS = Counter("pipeline_worker_restarts", "Worker processes that died and were started again.", ["process"])
 
 WRITTEN = Counter("pipeline_writer_written_records", "Records committed by the store.", ["writer", "topic"])

@@ -1,0 +1,211 @@
+"""The only module that imports Faust, and the only way it is used.
+
+`noack_take`, one agent a topic with concurrency 1, acknowledgements in order after the store's commit. Every other way
+lost records under faults (design, section 5); scale by processes. A failure that deliver does not handle stops the
+process, never the agent: Faust would commit over the batch.
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import faust
+import structlog
+from aiohttp import web
+from mode.utils.queues import ThrowableQueue
+
+from pipeline.agents.ch_writer import ClickHouseWriter
+from pipeline.agents.pg_writer import PostgresWriter
+from pipeline.delivery import Delivery, Message, Writer
+from pipeline.errors import PipelineError, Rejected
+from pipeline.kafka.producer import Publisher
+from pipeline.record.schema import SIGNALS
+from pipeline.settings import Settings, WriterSettings
+from pipeline.telemetry import health, metrics
+
+log = structlog.get_logger()
+FAILED = 70  # EX_SOFTWARE: the supervisor may start the process again
+IN_FLIGHT = 2  # batches of one topic at the store: one insert stream keeps one core of ClickHouse busy
+BUFFER_BYTES = 96 * 1024 * 1024  # of one topic, fetched and waiting
+DEAD_LETTER_WITHIN_S = 30.0
+
+
+def run_writer(process: str, settings: Settings, number: int) -> None:
+    """Consume until SIGTERM or SIGINT; what was not committed by the store is redelivered to the next process."""
+    own: WriterSettings = getattr(settings, process)
+    app = _application(process, settings)
+    writers = _writers(process, settings)
+    _Agents(app, own, settings).subscribe(writers, own.health_port + number)
+    worker = faust.Worker(app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True)
+    worker.execute_from_commandline()
+
+
+def _writers(process: str, settings: Settings) -> dict[str, Writer]:
+    """Who writes which topic."""
+    if process == "pg_writer":
+        return {"metrics_raw": PostgresWriter(settings.postgres)}
+    return {f"{signal}_raw": ClickHouseWriter(settings.clickhouse, signal) for signal in SIGNALS}
+
+
+class _App(faust.App):
+    def FlowControlQueue(self, maxsize: int | None = None, *, clear_on_resume: bool = False) -> Any:  # noqa: N802
+        return _BytesBoundQueue(maxsize=maxsize, flow_control=self.flow_control, clear_on_resume=clear_on_resume)
+
+
+class _BytesBoundQueue(ThrowableQueue[Any]):
+    """Faust's queue counts messages; ours are of 1 KB to 900 KB, so pressure is measured in bytes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._bytes = 0
+
+    def _put(self, item: Any) -> None:
+        super()._put(item)  # type: ignore[misc]
+        self._bytes += _size(item)
+
+    def _get(self) -> Any:
+        item = super()._get()  # type: ignore[misc]
+        self._bytes -= _size(item)
+        return item
+
+    def clear(self) -> None:
+        super().clear()
+        self._bytes = 0
+
+    def qsize(self) -> int:
+        return self._bytes
+
+
+def _size(item: Any) -> int:
+    return len(item.message.value or b"") + 512 if isinstance(item, faust.EventT) else 512
+
+
+def _application(process: str, settings: Settings) -> faust.App:
+    servers = settings.kafka.bootstrap_servers.split(",")
+    return _App(
+        process,
+        broker=[f"kafka://{server.strip()}" for server in servers],
+        store="memory://",
+        datadir=tempfile.mkdtemp(prefix=f"pipeline-{process}-"),
+        web_enabled=False,
+        loop=None,
+        key_serializer="raw",
+        value_serializer="raw",
+        stream_wait_empty=False,  # safe only with noack_take; True hangs at SIGTERM while the store is down
+        stream_buffer_maxsize=BUFFER_BYTES,  # bytes: see _BytesBoundQueue
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        table_standby_replicas=0,
+        broker_commit_interval=1.0,
+        broker_session_timeout=15,
+        broker_request_timeout=90,
+        consumer_auto_offset_reset="earliest",
+    )
+
+
+class _Agents:
+    """The agents of one process, their dead letters and their health."""
+
+    def __init__(self, app: faust.App, own: WriterSettings, settings: Settings) -> None:
+        self._app = app
+        self._own = own
+        self._kafka = settings.kafka
+        self._publisher: Publisher | None = None
+        self._assigned = False
+
+    def subscribe(self, writers: dict[str, Writer], health_port: int) -> None:
+        app = self._app
+        for topic, writer in writers.items():
+            self._agent(topic, writer)
+
+        @app.on_partitions_assigned.connect(weak=False)  # type: ignore[untyped-decorator]
+        async def on_assigned(*_: Any, **__: Any) -> None:
+            self._assigned = True
+
+        @app.task  # type: ignore[untyped-decorator]
+        async def serve_health() -> None:
+            web_app = web.Application()
+            web_app.router.add_routes(health.routes(self._unready))
+            runner = web.AppRunner(web_app, access_log=None)
+            await runner.setup()
+            try:
+                await web.TCPSite(runner, "127.0.0.1", health_port).start()
+            except OSError as error:
+                _stop_process(f"Port {health_port} for health and metrics: {error}; set {app.conf.id}.health_port.", 2)
+            log.info("writer serves", topics=sorted(writers), health=f"127.0.0.1:{health_port}")
+
+    def _unready(self) -> dict[str, str]:
+        return {} if self._assigned else {"kafka": "no partitions assigned yet"}
+
+    def _agent(self, topic: str, writer: Writer) -> None:
+        source = self._app.topic(topic, value_type=bytes, key_type=bytes)
+        delivery = Delivery(writer, self)
+        own = self._own
+
+        @self._app.agent(source, name=f"{self._app.conf.id}.{topic}")  # type: ignore[untyped-decorator]
+        async def write(stream: Any) -> None:
+            slots = asyncio.Semaphore(IN_FLIGHT)
+            under_way: asyncio.Queue[tuple[asyncio.Task[None], list[Any]]] = asyncio.Queue()
+            acknowledging = asyncio.create_task(_acknowledge(stream, under_way, slots))
+            try:
+                async for events in stream.noack_take(own.batch_messages, within=own.batch_within_s):
+                    await slots.acquire()
+                    delivering = asyncio.create_task(delivery.deliver([_message(event) for event in events]))
+                    under_way.put_nowait((delivering, events))
+            finally:
+                acknowledging.cancel()
+
+    async def put(self, message: Message, reason: Rejected) -> None:
+        """Publish to `<topic>_dlq`: the raw bytes, why, and where from."""
+        topic = f"{message.topic}_dlq"
+        if self._publisher is None:
+            self._publisher = Publisher(self._kafka, [topic], within_s=DEAD_LETTER_WITHIN_S)
+        headers = [
+            *message.headers.items(),
+            ("reason", str(reason).encode()),
+            ("topic", message.topic.encode()),
+            ("partition", b"%d" % message.partition),
+            ("offset", b"%d" % message.offset),
+            ("writer", self._app.conf.id.encode()),
+            ("time", b"%d" % time.time_ns()),
+        ]
+        failure = await self._publisher.publish(topic, message.partition, message.value, headers)
+        if failure is not None:
+            raise failure
+
+
+async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore) -> None:
+    """Acknowledge batches in the order they were taken, each when it is delivered."""
+    try:
+        while True:
+            delivering, events = await under_way.get()
+            await delivering
+            for event in events:
+                await stream.ack(event)
+            slots.release()
+    except asyncio.CancelledError:
+        raise
+    except PipelineError as error:
+        _stop_process(str(error), FAILED)
+    except Exception:
+        log.exception("a bug in a writer")
+        _stop_process("Nothing of the batch was acknowledged; it is redelivered.", FAILED)
+
+
+def _stop_process(reason: str, code: int) -> None:
+    log.critical("writer stops", reason=reason)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _message(event: Any) -> Message:
+    message = event.message
+    return Message(message.topic, message.partition, message.offset, _headers(message.headers), message.value or b"")
+
+
+def _headers(headers: "dict[str, bytes] | Sequence[tuple[str, bytes]] | None") -> dict[str, bytes]:
+    return dict(headers or ())

@@ -1,0 +1,167 @@
+"""Metric points into PostgreSQL or TimescaleDB: each series and time holds the point of the latest receipt, once."""
+
+import json
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import polars as pl
+import psycopg
+from psycopg import sql
+
+from pipeline.record.series import labels
+from pipeline.settings import PostgresSettings
+from pipeline.telemetry import metrics
+from pipeline.timescale import rows
+from pipeline.timescale.connection import connect, translated
+
+KNOWN_SERIES = 1 << 19
+INSERT_SERIES = """
+    INSERT INTO metric_series
+        (series_id, tenant, metric_name, service, host, description, unit, type, temporality, monotonic, labels)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (series_id) DO NOTHING
+"""
+# The later receipt wins, the id where two are equal: so any order of arrival, and any repetition, ends in the same row.
+UPSERT = """
+    WITH written AS (
+        INSERT INTO {table} AS held ({columns})
+        SELECT DISTINCT ON (series_id, time) {columns} FROM {incoming}
+        ORDER BY series_id, time, received_time DESC, event_id DESC
+        ON CONFLICT (series_id, time) DO UPDATE SET ({values}) = ROW ({excluded})
+        WHERE (EXCLUDED.received_time, EXCLUDED.event_id) > (held.received_time, held.event_id)
+        RETURNING xmax = 0 AS inserted
+    )
+    SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written
+"""
+
+
+class Table(NamedTuple):
+    """Rows for one table: its name, columns after the shared ones, how many rows, and the rows as binary COPY."""
+
+    name: str
+    columns: tuple[str, ...]
+    count: int
+    rows: list[bytes]
+
+
+class MetricStore:
+    """One connection. `store` is safe to call from several threads: they prepare side by side and write in turn."""
+
+    def __init__(self, settings: PostgresSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection | None = None
+        self._known: set[int] = set()
+
+    def store(self, joined: bytes) -> None:
+        """Commit all points of one container file in one transaction, new series with them.
+
+        First road: COPY straight in, for what is new. Where a row is there already (redelivery, a late twin) the
+        transaction rolls back and takes the second: COPY into a temporary table, then upsert.
+        Raise Unavailable where the store is away, Rejected where it can never hold these points.
+        """
+        points = rows.points(joined)
+        tables = _tables(points, joined)
+        with self._lock, translated():
+            unknown = [series for series in points["series_id"].unique().to_list() if series not in self._known]
+            series_rows = _series(joined, unknown) if unknown else []
+            try:
+                self._write(tables, series_rows)
+            except psycopg.OperationalError:
+                self._disconnect()
+                raise
+            if len(self._known) + len(unknown) > KNOWN_SERIES:
+                self._known.clear()
+            self._known.update(unknown)
+
+    def _write(self, tables: list[Table], series_rows: list[tuple[object, ...]]) -> None:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self._settings)
+        connection = self._connection
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                _insert_series(cursor, series_rows)
+                for table in tables:
+                    _copy(cursor, sql.Identifier(table.name), table)
+        except psycopg.errors.UniqueViolation:
+            with connection.transaction(), connection.cursor() as cursor:
+                _insert_series(cursor, series_rows)
+                for table in tables:
+                    _upsert(cursor, table)
+        else:
+            for table in tables:
+                metrics.INSERTED.labels(table.name).inc(table.count)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _tables(points: pl.DataFrame, joined: bytes) -> list[Table]:
+    kind = pl.col("type").cast(pl.String)
+    numbers = points.filter(kind.is_in(["gauge", "sum"]))
+    tables = [Table(*rows.POINTS_TABLE, numbers.height, list(rows.number_rows(numbers)))] if numbers.height else []
+    for name, (table, columns) in rows.HISTOGRAM_TABLES.items():
+        part = points.filter(kind == name)
+        if part.height:
+            tables.append(Table(table, columns, part.height, list(rows.histogram_rows(part, joined, name))))
+    return tables
+
+
+def _series(joined: bytes, unknown: list[int]) -> list[tuple[object, ...]]:
+    """Rows of metric_series, sorted by id so that two writers never wait for each other in a ring."""
+    frame = rows.read(joined, rows.SERIES_COLUMNS).filter(pl.col("series_id").is_in(unknown))
+    found = []
+    for point in frame.unique("series_id").sort("series_id").iter_rows(named=True):
+        resource, attributes = (
+            {item["key"]: item["value"] for item in point[column]} for column in ("resource_attributes", "attributes")
+        )
+        told_apart = labels(resource, (point["scope_name"], point["scope_version"]), attributes)
+        text = json.dumps({_storable(key): _storable(value) for key, value in told_apart.items()}, ensure_ascii=False)
+        found.append((*(_storable(point[column]) for column in rows.SERIES_COLUMNS[:10]), text))
+    return found
+
+
+def _storable(value: Any) -> Any:
+    """PostgreSQL's text holds every character but NUL, which becomes U+FFFD."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
+
+
+def _insert_series(cursor: psycopg.Cursor, series_rows: Iterable[tuple[object, ...]]) -> None:
+    if series_rows:
+        cursor.executemany(INSERT_SERIES, series_rows)
+
+
+def _copy(cursor: psycopg.Cursor, target: sql.Identifier, table: Table) -> None:
+    columns = sql.SQL(", ").join(map(sql.Identifier, (*rows.SHARED_COLUMNS, *table.columns)))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, columns)
+    with cursor.copy(statement) as copy:
+        copy.write(rows.SIGNATURE)
+        for block in table.rows:
+            copy.write(block)
+        copy.write(rows.END)
+
+
+def _upsert(cursor: psycopg.Cursor, table: Table) -> None:
+    incoming = sql.Identifier(f"incoming_{table.name}")
+    cursor.execute(
+        sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(incoming, sql.Identifier(table.name))
+    )
+    _copy(cursor, incoming, table)
+    columns = [sql.Identifier(column) for column in (*rows.SHARED_COLUMNS, *table.columns)]
+    values = columns[2:]
+    comma = sql.SQL(", ")
+    cursor.execute(
+        sql.SQL(UPSERT).format(
+            table=sql.Identifier(table.name),
+            incoming=incoming,
+            columns=comma.join(columns),
+            values=comma.join(values),
+            excluded=comma.join(sql.SQL("EXCLUDED.{}").format(column) for column in values),
+        )
+    )
+    inserted, updated = cursor.fetchone() or (0, 0)
+    metrics.INSERTED.labels(table.name).inc(inserted)
+    metrics.UPDATED.labels(table.name).inc(updated)
+    metrics.UNCHANGED.labels(table.name).inc(table.count - inserted - updated)
