@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 import typer
 
@@ -96,6 +96,46 @@ def topics_apply(yes: Yes = False) -> None:
     changes = topics.plan(topics.load(), cluster)
     if _agreed(changes, yes):
         topics.apply(changes, cluster)
+
+
+Store = Annotated[Literal["postgres", "clickhouse"] | None, typer.Option(help="Only this store; default both.")]
+
+
+@migrate_app.command("status")
+def migrate_status(store: Store = None, as_json: AsJson = False) -> None:
+    """Print every migration and its state; exit 1 where one is not applied."""
+    from pipeline import migrations
+
+    with migrations.opened(settings.load(), store) as stores:
+        states = migrations.status(stores)
+    if as_json:
+        show([state.as_json() for state in states])
+    else:
+        for state in states:
+            print(state)
+    if any(state.state != "applied" for state in states):
+        raise typer.Exit(1)
+
+
+@migrate_app.command("plan")
+def migrate_plan(store: Store = None, as_json: AsJson = False) -> None:
+    """Print what `up` would run; exit 1 where that is something."""
+    from pipeline import migrations
+
+    with migrations.opened(settings.load(), store) as stores:
+        _show_plan(migrations.plan(stores), as_json)
+
+
+@migrate_app.command("up")
+def migrate_up(store: Store = None, yes: Yes = False) -> None:
+    """Print the plan, ask, and carry out the plan that was printed."""
+    from pipeline import migrations
+
+    loaded = settings.load()
+    with migrations.opened(loaded, store) as stores:
+        planned = migrations.plan(stores)
+        if _agreed(planned, yes):
+            migrations.up(planned, stores, loaded)
 
 
 class _Change(Protocol):

@@ -1,0 +1,131 @@
+-- Logs. Writers insert Avro container files into logs_in; its columns are the fields of schemas/log_record.v1.avsc,
+-- in that order, so no value is converted on the way in. The view converts, logs_events keeps, logs is read.
+CREATE TABLE IF NOT EXISTS logs_in
+(
+    event_id FixedString(16),
+    region String,
+    received_time Int64,
+    tenant String,
+    service String,
+    host String,
+    resource_attributes Map(String, String),
+    resource_schema_url String,
+    scope_name String,
+    scope_version String,
+    scope_attributes Map(String, String),
+    scope_schema_url String,
+    time Int64,
+    observed_time Int64,
+    severity_number Int32,
+    severity_text String,
+    event_name String,
+    body String,
+    attributes Map(String, String),
+    dropped_attributes_count Int64,
+    trace_id String,
+    span_id String,
+    flags Int64,
+    ordinal Int32
+)
+ENGINE = Null;
+
+-- A redelivered record has the same timestamp and event_id, so it falls on its twin: one partition, one key.
+-- The deduplication window is for an insert that is retried with its token.
+CREATE TABLE IF NOT EXISTS logs_events
+(
+    timestamp DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    event_id FixedString(16) CODEC(ZSTD(1)),
+    region LowCardinality(String) CODEC(ZSTD(1)),
+    received_time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    tenant LowCardinality(String) CODEC(ZSTD(1)),
+    service LowCardinality(String) CODEC(ZSTD(1)),
+    host LowCardinality(String) CODEC(ZSTD(1)),
+    resource_attributes Map(String, String) CODEC(ZSTD(1)),
+    resource_schema_url LowCardinality(String) CODEC(ZSTD(1)),
+    scope_name LowCardinality(String) CODEC(ZSTD(1)),
+    scope_version LowCardinality(String) CODEC(ZSTD(1)),
+    scope_attributes Map(String, String) CODEC(ZSTD(1)),
+    scope_schema_url LowCardinality(String) CODEC(ZSTD(1)),
+    time Int64 CODEC(Delta, ZSTD(1)),
+    observed_time Int64 CODEC(Delta, ZSTD(1)),
+    severity_number Int32 CODEC(ZSTD(1)),
+    severity_text LowCardinality(String) CODEC(ZSTD(1)),
+    event_name LowCardinality(String) CODEC(ZSTD(1)),
+    body String CODEC(ZSTD(1)),
+    attributes Map(String, String) CODEC(ZSTD(1)),
+    dropped_attributes_count Int64 CODEC(ZSTD(1)),
+    trace_id String CODEC(ZSTD(1)),
+    span_id String CODEC(ZSTD(1)),
+    flags Int64 CODEC(ZSTD(1)),
+    ordinal Int32 CODEC(ZSTD(1)),
+    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX body_text body TYPE text(tokenizer = 'splitByNonAlpha')
+)
+ENGINE = ReplacingMergeTree(received_time)
+PARTITION BY toDate(timestamp)
+PRIMARY KEY (tenant, service, timestamp)
+ORDER BY (tenant, service, timestamp, event_id)
+SETTINGS non_replicated_deduplication_window = 1000;
+
+-- The timestamp is time, else observed_time; where neither is there or it is absurd (before 2000, or more than a day
+-- after receipt), the receipt time. Times past 2262 arrive as negative numbers.
+CREATE MATERIALIZED VIEW IF NOT EXISTS logs_events_from_in TO logs_events AS
+SELECT
+    fromUnixTimestamp64Nano(
+        if(sent BETWEEN 946684800000000000 AND i.received_time + 86400000000000, sent, i.received_time), 'UTC'
+    ) AS timestamp,
+    i.event_id AS event_id,
+    i.region AS region,
+    fromUnixTimestamp64Nano(i.received_time, 'UTC') AS received_time,
+    i.tenant AS tenant,
+    i.service AS service,
+    i.host AS host,
+    i.resource_attributes AS resource_attributes,
+    i.resource_schema_url AS resource_schema_url,
+    i.scope_name AS scope_name,
+    i.scope_version AS scope_version,
+    i.scope_attributes AS scope_attributes,
+    i.scope_schema_url AS scope_schema_url,
+    i.time AS time,
+    i.observed_time AS observed_time,
+    i.severity_number AS severity_number,
+    i.severity_text AS severity_text,
+    i.event_name AS event_name,
+    i.body AS body,
+    i.attributes AS attributes,
+    i.dropped_attributes_count AS dropped_attributes_count,
+    lower(hex(i.trace_id)) AS trace_id,
+    lower(hex(i.span_id)) AS span_id,
+    i.flags AS flags,
+    i.ordinal AS ordinal
+FROM (SELECT *, if(time != 0, time, observed_time) AS sent FROM logs_in) AS i;
+
+-- What people and Grafana read. FINAL looks for twins inside one partition only: twins never lie in two.
+CREATE VIEW IF NOT EXISTS logs AS
+SELECT
+    e.timestamp AS timestamp,
+    lower(hex(e.event_id)) AS event_id,
+    e.tenant AS tenant,
+    e.region AS region,
+    e.service AS service,
+    e.host AS host,
+    e.severity_number AS severity_number,
+    e.severity_text AS severity_text,
+    e.event_name AS event_name,
+    e.body AS body,
+    e.attributes AS attributes,
+    e.resource_attributes AS resource_attributes,
+    e.resource_schema_url AS resource_schema_url,
+    e.scope_name AS scope_name,
+    e.scope_version AS scope_version,
+    e.scope_attributes AS scope_attributes,
+    e.scope_schema_url AS scope_schema_url,
+    e.trace_id AS trace_id,
+    e.span_id AS span_id,
+    e.flags AS flags,
+    e.time AS time,
+    e.observed_time AS observed_time,
+    e.received_time AS received_time,
+    e.dropped_attributes_count AS dropped_attributes_count
+FROM logs_events AS e FINAL
+SETTINGS do_not_merge_across_partitions_select_final = 1;

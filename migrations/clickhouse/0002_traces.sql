@@ -1,0 +1,210 @@
+-- Traces. The columns of spans_in are the fields of schemas/span.v1.avsc, in that order.
+CREATE TABLE IF NOT EXISTS spans_in
+(
+    event_id FixedString(16),
+    region String,
+    received_time Int64,
+    tenant String,
+    service String,
+    host String,
+    resource_attributes Map(String, String),
+    resource_schema_url String,
+    scope_name String,
+    scope_version String,
+    scope_attributes Map(String, String),
+    scope_schema_url String,
+    trace_id FixedString(16),
+    span_id FixedString(8),
+    parent_span_id String,
+    trace_state String,
+    flags Int64,
+    name String,
+    kind Int32,
+    start_time Int64,
+    end_time Int64,
+    attributes Map(String, String),
+    dropped_attributes_count Int64,
+    status_code Int32,
+    status_message String,
+    events Array(Tuple(
+        time Int64, name String, attributes Map(String, String), dropped_attributes_count Int64
+    )),
+    dropped_events_count Int64,
+    links Array(Tuple(
+        trace_id String, span_id String, trace_state String, attributes Map(String, String),
+        dropped_attributes_count Int64, flags Int64
+    )),
+    dropped_links_count Int64,
+    ordinal Int32
+)
+ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS spans
+(
+    timestamp DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    event_id FixedString(16) CODEC(ZSTD(1)),
+    region LowCardinality(String) CODEC(ZSTD(1)),
+    received_time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    tenant LowCardinality(String) CODEC(ZSTD(1)),
+    service LowCardinality(String) CODEC(ZSTD(1)),
+    host LowCardinality(String) CODEC(ZSTD(1)),
+    resource_attributes Map(String, String) CODEC(ZSTD(1)),
+    resource_schema_url LowCardinality(String) CODEC(ZSTD(1)),
+    scope_name LowCardinality(String) CODEC(ZSTD(1)),
+    scope_version LowCardinality(String) CODEC(ZSTD(1)),
+    scope_attributes Map(String, String) CODEC(ZSTD(1)),
+    scope_schema_url LowCardinality(String) CODEC(ZSTD(1)),
+    trace_id String CODEC(ZSTD(1)),
+    span_id String CODEC(ZSTD(1)),
+    parent_span_id String CODEC(ZSTD(1)),
+    trace_state String CODEC(ZSTD(1)),
+    flags Int64 CODEC(ZSTD(1)),
+    name LowCardinality(String) CODEC(ZSTD(1)),
+    kind Int32 CODEC(ZSTD(1)),
+    start_time Int64 CODEC(Delta, ZSTD(1)),
+    end_time Int64 CODEC(Delta, ZSTD(1)),
+    attributes Map(String, String) CODEC(ZSTD(1)),
+    dropped_attributes_count Int64 CODEC(ZSTD(1)),
+    status_code Int32 CODEC(ZSTD(1)),
+    status_message String CODEC(ZSTD(1)),
+    events Array(Tuple(
+        time Int64, name String, attributes Map(String, String), dropped_attributes_count Int64
+    )) CODEC(ZSTD(1)),
+    dropped_events_count Int64 CODEC(ZSTD(1)),
+    links Array(Tuple(
+        trace_id String, span_id String, trace_state String, attributes Map(String, String),
+        dropped_attributes_count Int64, flags Int64
+    )) CODEC(ZSTD(1)),
+    dropped_links_count Int64 CODEC(ZSTD(1)),
+    ordinal Int32 CODEC(ZSTD(1)),
+    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.01) GRANULARITY 1
+)
+ENGINE = ReplacingMergeTree(received_time)
+PARTITION BY toDate(timestamp)
+PRIMARY KEY (tenant, service, timestamp)
+ORDER BY (tenant, service, timestamp, event_id)
+SETTINGS non_replicated_deduplication_window = 1000;
+
+-- One row an event of a span: event_id is the span's, event_index the place in its list, from 0.
+CREATE TABLE IF NOT EXISTS span_events
+(
+    timestamp DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    event_id FixedString(16) CODEC(ZSTD(1)),
+    event_index UInt32 CODEC(ZSTD(1)),
+    region LowCardinality(String) CODEC(ZSTD(1)),
+    received_time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    tenant LowCardinality(String) CODEC(ZSTD(1)),
+    service LowCardinality(String) CODEC(ZSTD(1)),
+    host LowCardinality(String) CODEC(ZSTD(1)),
+    trace_id String CODEC(ZSTD(1)),
+    span_id String CODEC(ZSTD(1)),
+    span_name LowCardinality(String) CODEC(ZSTD(1)),
+    name LowCardinality(String) CODEC(ZSTD(1)),
+    time Int64 CODEC(Delta, ZSTD(1)),
+    attributes Map(String, String) CODEC(ZSTD(1)),
+    dropped_attributes_count Int64 CODEC(ZSTD(1)),
+    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.01) GRANULARITY 1
+)
+ENGINE = ReplacingMergeTree(received_time)
+PARTITION BY toDate(timestamp)
+PRIMARY KEY (tenant, service, timestamp)
+ORDER BY (tenant, service, timestamp, event_id, event_index)
+SETTINGS non_replicated_deduplication_window = 1000;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS spans_from_in TO spans AS
+SELECT
+    fromUnixTimestamp64Nano(
+        if(i.start_time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, i.start_time, i.received_time),
+        'UTC'
+    ) AS timestamp,
+    i.event_id AS event_id,
+    i.region AS region,
+    fromUnixTimestamp64Nano(i.received_time, 'UTC') AS received_time,
+    i.tenant AS tenant,
+    i.service AS service,
+    i.host AS host,
+    i.resource_attributes AS resource_attributes,
+    i.resource_schema_url AS resource_schema_url,
+    i.scope_name AS scope_name,
+    i.scope_version AS scope_version,
+    i.scope_attributes AS scope_attributes,
+    i.scope_schema_url AS scope_schema_url,
+    lower(hex(i.trace_id)) AS trace_id,
+    lower(hex(i.span_id)) AS span_id,
+    lower(hex(i.parent_span_id)) AS parent_span_id,
+    i.trace_state AS trace_state,
+    i.flags AS flags,
+    i.name AS name,
+    i.kind AS kind,
+    i.start_time AS start_time,
+    i.end_time AS end_time,
+    i.attributes AS attributes,
+    i.dropped_attributes_count AS dropped_attributes_count,
+    i.status_code AS status_code,
+    i.status_message AS status_message,
+    i.events AS events,
+    i.dropped_events_count AS dropped_events_count,
+    arrayMap(l -> tuple(lower(hex(l.1)), lower(hex(l.2)), l.3, l.4, l.5, l.6), i.links) AS links,
+    i.dropped_links_count AS dropped_links_count,
+    i.ordinal AS ordinal
+FROM spans_in AS i;
+
+-- An event's own time by the same rule.
+CREATE MATERIALIZED VIEW IF NOT EXISTS span_events_from_in TO span_events AS
+SELECT
+    fromUnixTimestamp64Nano(
+        if(e.time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, e.time, i.received_time), 'UTC'
+    ) AS timestamp,
+    i.event_id AS event_id,
+    event_index,
+    i.region AS region,
+    fromUnixTimestamp64Nano(i.received_time, 'UTC') AS received_time,
+    i.tenant AS tenant,
+    i.service AS service,
+    i.host AS host,
+    lower(hex(i.trace_id)) AS trace_id,
+    lower(hex(i.span_id)) AS span_id,
+    i.name AS span_name,
+    e.name AS name,
+    e.time AS time,
+    e.attributes AS attributes,
+    e.dropped_attributes_count AS dropped_attributes_count
+FROM spans_in AS i
+ARRAY JOIN i.events AS e, arrayMap(n -> toUInt32(n - 1), arrayEnumerate(i.events)) AS event_index;
+
+-- Spans as people and Grafana read them; a row a span, never two.
+CREATE VIEW IF NOT EXISTS traces AS
+SELECT
+    s.timestamp AS timestamp,
+    lower(hex(s.event_id)) AS event_id,
+    s.tenant AS tenant,
+    s.region AS region,
+    s.service AS service,
+    s.host AS host,
+    s.trace_id AS trace_id,
+    s.span_id AS span_id,
+    s.parent_span_id AS parent_span_id,
+    s.name AS name,
+    transform(s.kind, [1, 2, 3, 4, 5], ['internal', 'server', 'client', 'producer', 'consumer'], 'unspecified') AS kind,
+    transform(s.status_code, [1, 2], ['ok', 'error'], 'unset') AS status,
+    s.status_message AS status_message,
+    if(s.start_time > 0 AND s.end_time > s.start_time, s.end_time - s.start_time, 0) AS duration_ns,
+    s.start_time AS start_time,
+    s.end_time AS end_time,
+    s.attributes AS attributes,
+    s.resource_attributes AS resource_attributes,
+    s.resource_schema_url AS resource_schema_url,
+    s.scope_name AS scope_name,
+    s.scope_version AS scope_version,
+    s.scope_attributes AS scope_attributes,
+    s.scope_schema_url AS scope_schema_url,
+    s.trace_state AS trace_state,
+    s.flags AS flags,
+    s.events AS events,
+    s.links AS links,
+    s.received_time AS received_time,
+    s.dropped_attributes_count AS dropped_attributes_count,
+    s.dropped_events_count AS dropped_events_count,
+    s.dropped_links_count AS dropped_links_count
+FROM spans AS s FINAL
+SETTINGS do_not_merge_across_partitions_select_final = 1;

@@ -1,0 +1,177 @@
+"""Migrations of PostgreSQL and ClickHouse: what the files say against what the stores have.
+
+    opened(settings) → status(stores) or plan(stores) → up(planned, stores, settings)
+
+The schema exists only in the files. An applied file never changes; a file that stopped in the middle goes on from the
+statement that did not finish, which is why one that runs outside a transaction must bear repeating.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pipeline.errors import Misconfigured
+from pipeline.migrations import files
+from pipeline.migrations.files import Migration
+from pipeline.migrations.stores import ClickHouse, Entry, Postgres, StatementError, Store, locked
+from pipeline.settings import Settings
+
+StoreName = Literal["postgres", "clickhouse"]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A file and how far it has come: `done` of its `statements`. `problem` is why a dirty one stopped."""
+
+    store: str
+    version: int
+    name: str
+    state: Literal["applied", "pending", "dirty"]
+    statements: int
+    done: int
+    problem: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.store} {self.name}: {self.state}"
+        if self.state == "pending":
+            return f"{line}, {self.statements} statements"
+        if self.state == "dirty":
+            why = self.problem or "the runner was stopped"
+            return (
+                f"{line} at statement {self.done + 1} of {self.statements}: {why} "
+                "To repair: correct that statement or what it needs, then `pipeline migrate up` goes on from it."
+            )
+        return line
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@contextmanager
+def opened(settings: Settings, only: StoreName | None = None) -> Iterator[list[Store]]:
+    """Both stores, or the one that is named; closed at the end."""
+    with ExitStack() as open_stores:
+        stores: list[Store] = []
+        if only != "clickhouse":
+            stores.append(open_stores.enter_context(closing(Postgres(settings.postgres))))
+        if only != "postgres":
+            stores.append(open_stores.enter_context(closing(ClickHouse(settings.clickhouse))))
+        yield stores
+
+
+def status(stores: Sequence[Store]) -> list[State]:
+    """Every file and its state. Raise Misconfigured where files and history do not belong together."""
+    problems: list[str] = []
+    states: list[State] = []
+    for store in stores:
+        migrations, history = files.load(store.name), {entry.version: entry for entry in store.history()}
+        problems += _conflicts(migrations, history, store.name)
+        states += [_state(migration, history.get(migration.version)) for migration in migrations]
+    if problems:
+        raise Misconfigured(problems)
+    return states
+
+
+def plan(stores: Sequence[Store]) -> list[State]:
+    """The files that `up` would carry out, in that order."""
+    return [state for state in status(stores) if state.state != "applied"]
+
+
+def up(planned: Sequence[State], stores: Sequence[Store], settings: Settings) -> None:
+    """Carry out the plan that was read.
+
+    Raise Misconfigured where the stores have moved since, or at the first statement that a store refuses, by name.
+    """
+    with locked(settings.postgres):
+        if plan(stores) != list(planned):
+            raise Misconfigured("The stores have changed since this plan was read: read `pipeline migrate plan` again.")
+        _carry_out(planned, stores)
+
+
+def up_all(settings: Settings) -> list[State]:
+    """Plan and carry out at once, for a stack that is nobody else's; return what was pending."""
+    with locked(settings.postgres), opened(settings) as stores:
+        planned = plan(stores)
+        _carry_out(planned, stores)
+    return planned
+
+
+def _conflicts(migrations: list[Migration], history: dict[int, Entry], store: str) -> list[str]:
+    known = {migration.version for migration in migrations}
+    problems = [
+        f"migrations/{store}/{entry.name} is applied but its file is gone: restore it, or use the release that has it."
+        for entry in history.values()
+        if entry.version not in known
+    ]
+    for migration in migrations:
+        begun = history.get(migration.version)
+        if begun and not _unchanged(migration, begun):
+            problems.append(
+                f"{migration.path} was edited after it was applied: restore it and put the change into a new file."
+            )
+        elif not begun and any(version > migration.version for version in history):
+            problems.append(f"{migration.path} comes before files that are applied: give it the next free number.")
+    return problems
+
+
+def _unchanged(migration: Migration, begun: Entry) -> bool:
+    """Of a dirty file only what is done must be as it was: the rest may be what needs repair."""
+    complete = begun.state == "dirty" or begun.statements == len(migration.statements)
+    return complete and migration.checksum(begun.statements) == begun.checksum
+
+
+def _state(migration: Migration, entry: Entry | None) -> State:
+    total = len(migration.statements)
+    if entry is None:
+        return State(migration.store, migration.version, migration.name, "pending", total, 0)
+    return State(
+        migration.store, migration.version, migration.name, entry.state, total, entry.statements, entry.problem
+    )  # fmt: skip
+
+
+def _carry_out(planned: Sequence[State], stores: Sequence[Store]) -> None:
+    for store in stores:
+        versions = {state.version: state.done for state in planned if state.store == store.name}
+        for migration in files.load(store.name):
+            if migration.version in versions:
+                _apply(migration, versions[migration.version], store)
+
+
+def _apply(migration: Migration, done: int, store: Store) -> None:
+    """Run the file from statement `done` on, step by step."""
+
+    def entry(statements: int, problem: str = "") -> Entry:
+        finished = statements == len(migration.statements) and not problem
+        return Entry(
+            migration.version, migration.name, migration.checksum(statements), statements,
+            "applied" if finished else "dirty", problem,
+        )  # fmt: skip
+
+    capabilities = store.capabilities()
+    for start, stop in _steps(migration, done, store):
+        step = [statement for statement in migration.statements[start:stop] if statement.runs(capabilities)]
+        try:
+            store.run(step, entry(stop))
+        except StatementError as refused:
+            place = migration.statements.index(refused.statement)
+            problem = f"`{refused.statement.title}` failed: {refused}"
+            kept = "and nothing of the file was kept"
+            if start or not store.transactions or not refused.statement.transactional:
+                store.record(entry(start, problem))
+                kept = f"and the {start} before it are kept"
+            raise Misconfigured(
+                f"{migration.path}: statement {place + 1}, {problem} The statement was undone {kept}: "
+                "correct it or what it needs, and run `pipeline migrate up` again."
+            ) from refused
+
+
+def _steps(migration: Migration, done: int, store: Store) -> Iterator[tuple[int, int]]:
+    """Ranges of statements that are done and recorded at once: in a store with transactions all that can share one."""
+    start = done
+    for place in range(done + 1, len(migration.statements)):
+        before, here = migration.statements[place - 1], migration.statements[place]
+        if not (store.transactions and before.transactional and here.transactional):
+            yield start, place
+            start = place
+    yield start, len(migration.statements)

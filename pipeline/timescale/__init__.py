@@ -1,0 +1,1 @@
+"""The door to PostgreSQL and TimescaleDB: psycopg and its errors end here."""

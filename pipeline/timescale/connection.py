@@ -1,0 +1,67 @@
+"""Connections to PostgreSQL, and what its failures mean.
+
+Source of the codes: PostgreSQL documentation, appendix A, "PostgreSQL Error Codes".
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
+from pipeline.settings import PostgresSettings
+
+Error = psycopg.Error  # what passes `translated` when the fault is ours
+CONNECT_TIMEOUT_S = 5
+# Classes: connection, insufficient resources, system error (a full or failing disk). Codes: serialization failure,
+# deadlock, read-only (a fail-over), shutdowns and crashes, lock or statement timeout.
+WORLD_CLASSES = frozenset({"08", "53", "58"})
+WORLD_CODES = frozenset({"40001", "40P01", "25006", "57P01", "57P02", "57P03", "57P05", "57014", "55P03"})
+# Classes: data exception, constraint violation.
+DATA_CLASSES = frozenset({"22", "23"})
+# TimescaleDB: too many tuples of compressed chunks to decompress. The same batch passes with the limit lifted.
+DECOMPRESSION_LIMIT = "53400"
+
+
+def connect(settings: PostgresSettings) -> psycopg.Connection:
+    """A connection in autocommit mode: transactions are opened by name.
+
+    Raises Unavailable where the server does not answer or does not let us in, Misconfigured where the DSN is none.
+    """
+    try:
+        parameters = psycopg.conninfo.conninfo_to_dict(settings.dsn.get_secret_value())
+    except psycopg.Error:  # its message quotes the DSN, and with it perhaps the password
+        raise Misconfigured("postgres.dsn: must be `host=… user=…` or postgresql://user@host/database.") from None
+    parameters.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
+    parameters.setdefault("application_name", "pipeline")
+    with translated():
+        return psycopg.connect(**parameters, autocommit=True)  # type: ignore[arg-type]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise psycopg's errors as ours where the fault is the world's or the data's; all others pass as they are."""
+    try:
+        yield
+    except psycopg.Error as error:
+        kind = fault(error)
+        if kind is None:
+            raise
+        raise kind(f"PostgreSQL: {_sentence(error)}") from error
+
+
+def fault(error: psycopg.Error) -> type[PipelineError] | None:
+    """Unavailable, Rejected, or None: nobody's but ours."""
+    code = error.sqlstate
+    if code is None:  # no answer from the server: the connection itself
+        return Unavailable if isinstance(error, psycopg.OperationalError) else None
+    if code == DECOMPRESSION_LIMIT:
+        return None
+    if code in WORLD_CODES or code[:2] in WORLD_CLASSES:
+        return Unavailable
+    return Rejected if code[:2] in DATA_CLASSES else None
+
+
+def _sentence(error: psycopg.Error) -> str:
+    text = error.diag.message_primary or str(error)
+    return f"{' '.join(text.split())}{f' ({error.sqlstate})' if error.sqlstate else ''}."
