@@ -105,7 +105,7 @@ class Delivery:
             sleep=self._sleep,
         )
         with metrics.STORE_SECONDS.labels(self._writer.name).time():
-            records = await retrying(asyncio.to_thread, self._writer.write, part)
+            records: int = await retrying(asyncio.to_thread, self._writer.write, part)
         away.set(0)
         return records
 

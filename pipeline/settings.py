@@ -96,9 +96,13 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = os.environ.get(FILE_VARIABLE)
         toml = (TomlConfigSettingsSource(settings_cls, pathlib.Path(file)),) if file else ()
         return (init_settings, env_settings, *toml)
@@ -106,16 +110,17 @@ class Settings(BaseSettings):
 
 def load() -> Settings:
     """Read the environment and the settings file; raise Misconfigured with every problem at once."""
-    problems = []
     file = os.environ.get(FILE_VARIABLE)
     if file and not pathlib.Path(file).is_file():
         raise Misconfigured(
             f"{FILE_VARIABLE} names {file}, which is not a file: correct the path or unset the variable."
         )
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    for variable in sorted(os.environ):
-        if variable.startswith(PREFIX) and variable != FILE_VARIABLE and variable.split("__")[0] not in known:
-            problems.append(f"environment: {variable} is not a setting; known are {', '.join(sorted(known))}.")
+    problems = [
+        f"environment: {variable} is not a setting; known are {', '.join(sorted(known))}."
+        for variable in sorted(os.environ)
+        if variable.startswith(PREFIX) and variable != FILE_VARIABLE and variable.split("__")[0] not in known
+    ]
     try:
         settings = Settings()
     except ValidationError as error:

@@ -22,7 +22,7 @@ from pipeline.agents.ch_writer import ClickHouseWriter
 from pipeline.agents.pg_writer import PostgresWriter
 from pipeline.delivery import Delivery, Message, Writer
 from pipeline.errors import PipelineError, Rejected
-from pipeline.kafka.producer import Publisher
+from pipeline.kafka.producer import ANY_PARTITION, Publisher
 from pipeline.record.schema import SIGNALS
 from pipeline.settings import Settings, WriterSettings
 from pipeline.telemetry import health, metrics
@@ -64,11 +64,11 @@ class _BytesBoundQueue(ThrowableQueue[Any]):
         self._bytes = 0
 
     def _put(self, item: Any) -> None:
-        super()._put(item)  # type: ignore[misc]
+        super()._put(item)
         self._bytes += _size(item)
 
     def _get(self) -> Any:
-        item = super()._get()  # type: ignore[misc]
+        item = super()._get()
         self._bytes -= _size(item)
         return item
 
@@ -122,7 +122,7 @@ class _Agents:
         for topic, writer in writers.items():
             self._agent(topic, writer)
 
-        @app.on_partitions_assigned.connect(weak=False)  # type: ignore[untyped-decorator]
+        @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
             self._assigned = True
 
@@ -146,7 +146,7 @@ class _Agents:
         delivery = Delivery(writer, self)
         own = self._own
 
-        @self._app.agent(source, name=f"{self._app.conf.id}.{topic}")  # type: ignore[untyped-decorator]
+        @self._app.agent(source, name=f"{self._app.conf.id}.{topic}")
         async def write(stream: Any) -> None:
             slots = asyncio.Semaphore(IN_FLIGHT)
             under_way: asyncio.Queue[tuple[asyncio.Task[None], list[Any]]] = asyncio.Queue()
@@ -173,17 +173,19 @@ class _Agents:
             ("writer", self._app.conf.id.encode()),
             ("time", b"%d" % time.time_ns()),
         ]
-        failure = await self._publisher.publish(topic, message.partition, message.value, headers)
+        failure = await self._publisher.publish(topic, ANY_PARTITION, message.value, headers)
         if failure is not None:
             raise failure
 
 
 async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore) -> None:
     """Acknowledge batches in the order they were taken, each when it is delivered."""
+    freshness = metrics.FRESHNESS_SECONDS.labels(stream.app.conf.id)
     try:
         while True:
             delivering, events = await under_way.get()
             await delivering
+            freshness.observe(time.time() - min(event.message.timestamp for event in events))
             for event in events:
                 await stream.ack(event)
             slots.release()

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 from aiohttp import web
@@ -90,8 +90,8 @@ async def _read(request: web.Request, settings: GatewaySettings) -> bytes:
         raise TooLarge(f"The body is larger than {settings.max_body_bytes} bytes: send smaller batches.") from None
 
 
-def _decompressed(body: bytes, headers: "web.BaseRequest | object", limit: int) -> bytes:
-    encoding = headers.get("Content-Encoding", "identity").strip().lower()  # type: ignore[attr-defined]
+def _decompressed(body: bytes, headers: Mapping[str, str], limit: int) -> bytes:
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":

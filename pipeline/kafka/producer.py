@@ -12,7 +12,8 @@ from pipeline.errors import Unavailable
 from pipeline.settings import KafkaSettings
 
 log = structlog.get_logger()
-Headers = list[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes]]
+ANY_PARTITION = -1
 PROBE_S = 2.0
 QUEUE_KBYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # dead letters hold poison of any size; what a topic takes is its own setting
@@ -74,7 +75,7 @@ class Publisher:
             self._loop.call_soon_threadsafe(_settle, acknowledged, result)
 
         try:
-            self._producer.produce(topic, value=value, partition=partition, headers=headers, on_delivery=on_delivery)
+            self._producer.produce(topic, value=value, partition=partition, headers=[*headers], on_delivery=on_delivery)
         except BufferError:
             acknowledged.set_result(Unavailable("The queue to Kafka is full."))
         except KafkaException as error:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -96,7 +96,7 @@ def _fill_list(target: Any, field: FieldDescriptor, items: object, place: tuple[
 _fields_by_name: dict[str, dict[str, FieldDescriptor]] = {}
 
 
-def _fields(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
+def _fields(descriptor: Any) -> dict[str, FieldDescriptor]:
     found = _fields_by_name.get(descriptor.full_name)
     if found is None:
         found = _fields_by_name[descriptor.full_name] = {field.json_name: field for field in descriptor.fields}

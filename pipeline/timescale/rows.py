@@ -6,7 +6,7 @@ timestamptz holds them; an id becomes a uuid of the same 16 bytes.
 
 import io
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,8 +153,9 @@ def _int8s(numbers: Sequence[int]) -> bytes:
     return _array(">i8", INT8, numbers)
 
 
-_ENCODE = {
-    "count": _int8, "sum": _float8, "min": _float8, "max": _float8, "explicit_bounds": _float8s, "bucket_counts": _int8s,
+_ENCODE: dict[str, Callable[[Any], bytes]] = {
+    "count": _int8, "sum": _float8, "min": _float8, "max": _float8,
+    "explicit_bounds": _float8s, "bucket_counts": _int8s,
     "scale": _int4, "zero_count": _int8, "zero_threshold": _float8, "positive_offset": _int4, "positive_counts": _int8s,
     "negative_offset": _int4, "negative_counts": _int8s, "quantiles": _float8s, "quantile_values": _float8s,
 }  # fmt: skip

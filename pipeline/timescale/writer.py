@@ -40,7 +40,7 @@ class Table(NamedTuple):
 
     name: str
     columns: tuple[str, ...]
-    count: int
+    height: int
     rows: list[bytes]
 
 
@@ -90,7 +90,7 @@ class MetricStore:
                     _upsert(cursor, table)
         else:
             for table in tables:
-                metrics.INSERTED.labels(table.name).inc(table.count)
+                metrics.INSERTED.labels(table.name).inc(table.height)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -114,10 +114,8 @@ def _series(joined: bytes, unknown: list[int]) -> list[tuple[object, ...]]:
     frame = rows.read(joined, rows.SERIES_COLUMNS).filter(pl.col("series_id").is_in(unknown))
     found = []
     for point in frame.unique("series_id").sort("series_id").iter_rows(named=True):
-        resource, attributes = (
-            {item["key"]: item["value"] for item in point[column]} for column in ("resource_attributes", "attributes")
-        )
-        told_apart = labels(resource, (point["scope_name"], point["scope_version"]), attributes)
+        scope = point["scope_name"], point["scope_version"]
+        told_apart = labels(point["resource_attributes"], scope, point["attributes"])
         text = json.dumps({_storable(key): _storable(value) for key, value in told_apart.items()}, ensure_ascii=False)
         found.append((*(_storable(point[column]) for column in rows.SERIES_COLUMNS[:10]), text))
     return found
@@ -164,4 +162,4 @@ def _upsert(cursor: psycopg.Cursor, table: Table) -> None:
     inserted, updated = cursor.fetchone() or (0, 0)
     metrics.INSERTED.labels(table.name).inc(inserted)
     metrics.UPDATED.labels(table.name).inc(updated)
-    metrics.UNCHANGED.labels(table.name).inc(table.count - inserted - updated)
+    metrics.UNCHANGED.labels(table.name).inc(table.height - inserted - updated)
