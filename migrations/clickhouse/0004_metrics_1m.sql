@@ -16,8 +16,7 @@ CREATE TABLE IF NOT EXISTS metrics_1m_computed
 )
 ENGINE = ReplacingMergeTree(computed_time)
 PARTITION BY toDate(minute)
-ORDER BY (tenant, metric_name, service, series_id, minute)
-SETTINGS non_replicated_deduplication_window = 0;
+ORDER BY (tenant, metric_name, service, series_id, minute);
 
 -- Every 10 seconds: the minutes of the points that came in since the last computation, 30 seconds before it included
 -- because an insert is seen a moment after its inserted_time. Two points of one series and time: the later receipt
