@@ -63,7 +63,7 @@ class WriterSettings(Part):
 
     health_port: Port
     workers: Annotated[int, Field(ge=1, le=64)] = 1
-    batch_messages: Positive = 200
+    batch_messages: Positive = 100
     batch_within_s: Seconds = 0.25
 
 

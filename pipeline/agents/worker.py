@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import faust
@@ -21,7 +21,6 @@ from aiohttp import web
 from mode.utils.queues import ThrowableQueue
 
 from pipeline.agents.ch_writer import ClickHouseWriter
-from pipeline.agents.pg_writer import PostgresWriter
 from pipeline.delivery import Delivery, Message, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.kafka.admin import Cluster
@@ -33,7 +32,8 @@ from pipeline.telemetry import health, metrics
 log = structlog.get_logger()
 FAILED = 70  # EX_SOFTWARE: the supervisor may start the process again
 IN_FLIGHT = 2  # batches of one topic at the store: one insert stream keeps one core of ClickHouse busy
-BUFFER_BYTES = 96 * 1024 * 1024  # of one topic, fetched and waiting
+BUFFER_BYTES = 48 * 1024 * 1024  # of one topic, fetched and waiting
+BATCH_BYTES = 32 * 1024 * 1024  # of one store transaction: 64,000 log records of 500 bytes
 DEAD_LETTER_WITHIN_S = 30.0
 
 
@@ -55,6 +55,8 @@ def run_writer(process: str, settings: Settings, number: int) -> None:
 def _writers(process: str, settings: Settings) -> dict[str, Writer]:
     """Who writes which topic."""
     if process == "pg_writer":
+        from pipeline.agents.pg_writer import PostgresWriter  # noqa: PLC0415 - polars takes 90 MB that ch_writer can do without
+
         return {"metrics_raw": PostgresWriter(settings.postgres)}
     return {f"{signal}_raw": ClickHouseWriter(settings.clickhouse, signal) for signal in SIGNALS}
 
@@ -177,9 +179,10 @@ class _Agents:
             acknowledging = asyncio.create_task(_acknowledge(stream, under_way, slots))
             try:
                 async for events in stream.noack_take(own.batch_messages, within=own.batch_within_s):
-                    await slots.acquire()
-                    delivering = asyncio.create_task(delivery.deliver([_message(event) for event in events]))
-                    under_way.put_nowait((delivering, events))
+                    for batch in _batches(events):
+                        await slots.acquire()
+                        delivering = asyncio.create_task(delivery.deliver([_message(event) for event in batch]))
+                        under_way.put_nowait((delivering, batch))
             finally:
                 acknowledging.cancel()
 
@@ -200,6 +203,19 @@ class _Agents:
         failure = await self._publisher.publish(topic, ANY_PARTITION, message.value, headers)
         if failure is not None:
             raise failure
+
+
+def _batches(events: Sequence[Any]) -> Iterator[list[Any]]:
+    """Cut what was taken into batches of BATCH_BYTES, of one message at least."""
+    batch: list[Any] = []
+    size = 0
+    for event in events:
+        if batch and size + _size(event) > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(event)
+        size += _size(event)
+    yield batch
 
 
 async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore) -> None:
