@@ -1,0 +1,55 @@
+"""A publisher in memory; tests/contract/test_publisher.py holds it to what the real one does."""
+
+import asyncio
+import io
+from typing import Any, NamedTuple
+
+import fastavro
+
+from pipeline.errors import Unavailable
+from pipeline.kafka.producer import Headers
+
+
+class Published(NamedTuple):
+    topic: str
+    partition: int
+    value: bytes
+    headers: dict[str, bytes]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return list(fastavro.reader(io.BytesIO(self.value)))
+
+
+class FakePublisher:
+    """Acknowledges at once, unless `hold` is set; then `release` does it. `away` makes it answer like Kafka's absence."""
+
+    def __init__(self, partitions: int = 4) -> None:
+        self.published: list[Published] = []
+        self.hold = False
+        self.away: str | None = None
+        self.fatal: str | None = None
+        self._partitions = partitions
+        self._held: list[asyncio.Future[Unavailable | None]] = []
+
+    def partitions(self, topic: str) -> int:
+        if self.away:
+            raise Unavailable(self.away)
+        return self._partitions
+
+    def publish(self, topic: str, partition: int, value: bytes, headers: Headers) -> "asyncio.Future[Unavailable | None]":
+        acknowledged: asyncio.Future[Unavailable | None] = asyncio.get_running_loop().create_future()
+        self.published.append(Published(topic, partition, value, dict(headers)))
+        if self.hold:
+            self._held.append(acknowledged)
+        else:
+            acknowledged.set_result(Unavailable(self.away) if self.away else None)
+        return acknowledged
+
+    def release(self, failure: Unavailable | None = None) -> None:
+        held, self._held = self._held, []
+        for acknowledged in held:
+            acknowledged.set_result(failure)
+
+    def unready(self) -> str | None:
+        return self.away
