@@ -6,9 +6,10 @@ The schema exists only in the files. An applied file never changes; a file that 
 statement that did not finish, which is why one that runs outside a transaction must bear repeating.
 """
 
+import pathlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.errors import Misconfigured
@@ -22,30 +23,35 @@ StoreName = Literal["postgres", "clickhouse"]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A file and how far it has come: `done` of its `statements`. `problem` is why a dirty one stopped."""
+    """A file and how far it has come: `done` of its statements. `problem` is why a dirty one stopped."""
 
-    store: str
-    version: int
-    name: str
+    migration: Migration
     state: Literal["applied", "pending", "dirty"]
-    statements: int
     done: int
     problem: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.store} {self.name}: {self.state}"
+        line = f"{self.migration.store} {self.migration.name}: {self.state}"
+        total = len(self.migration.statements)
         if self.state == "pending":
-            return f"{line}, {self.statements} statements"
+            return f"{line}, {total} statement{'s' if total > 1 else ''}"
         if self.state == "dirty":
-            why = self.problem or "the runner was stopped"
             return (
-                f"{line} at statement {self.done + 1} of {self.statements}: {why} "
+                f"{line}, {self.done} of {total} statements done; {self.problem or 'the runner was stopped there.'} "
                 "To repair: correct that statement or what it needs, then `pipeline migrate up` goes on from it."
             )
         return line
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {
+            "store": self.migration.store,
+            "version": self.migration.version,
+            "name": self.migration.name,
+            "state": self.state,
+            "statements": len(self.migration.statements),
+            "done": self.done,
+            "problem": self.problem,
+        }
 
 
 @contextmanager
@@ -60,22 +66,22 @@ def opened(settings: Settings, only: StoreName | None = None) -> Iterator[list[S
         yield stores
 
 
-def status(stores: Sequence[Store]) -> list[State]:
+def status(stores: Sequence[Store], directory: pathlib.Path = files.DIRECTORY) -> list[State]:
     """Every file and its state. Raise Misconfigured where files and history do not belong together."""
     problems: list[str] = []
     states: list[State] = []
     for store in stores:
-        migrations, history = files.load(store.name), {entry.version: entry for entry in store.history()}
+        migrations, history = files.load(store.name, directory), _history(store)
         problems += _conflicts(migrations, history, store.name)
-        states += [_state(migration, history.get(migration.version)) for migration in migrations]
+        states += [_state(migration, history) for migration in migrations]
     if problems:
         raise Misconfigured(problems)
     return states
 
 
-def plan(stores: Sequence[Store]) -> list[State]:
+def plan(stores: Sequence[Store], directory: pathlib.Path = files.DIRECTORY) -> list[State]:
     """The files that `up` would carry out, in that order."""
-    return [state for state in status(stores) if state.state != "applied"]
+    return [state for state in status(stores, directory) if state.state != "applied"]
 
 
 def up(planned: Sequence[State], stores: Sequence[Store], settings: Settings) -> None:
@@ -84,7 +90,8 @@ def up(planned: Sequence[State], stores: Sequence[Store], settings: Settings) ->
     Raise Misconfigured where the stores have moved since, or at the first statement that a store refuses, by name.
     """
     with locked(settings.postgres):
-        if plan(stores) != list(planned):
+        history = {store.name: _history(store) for store in stores}
+        if any(_state(state.migration, history[state.migration.store]) != state for state in planned):
             raise Misconfigured("The stores have changed since this plan was read: read `pipeline migrate plan` again.")
         _carry_out(planned, stores)
 
@@ -95,6 +102,10 @@ def up_all(settings: Settings) -> list[State]:
         planned = plan(stores)
         _carry_out(planned, stores)
     return planned
+
+
+def _history(store: Store) -> dict[int, Entry]:
+    return {entry.version: entry for entry in store.history()}
 
 
 def _conflicts(migrations: list[Migration], history: dict[int, Entry], store: str) -> list[str]:
@@ -121,21 +132,18 @@ def _unchanged(migration: Migration, begun: Entry) -> bool:
     return complete and migration.checksum(begun.statements) == begun.checksum
 
 
-def _state(migration: Migration, entry: Entry | None) -> State:
-    total = len(migration.statements)
+def _state(migration: Migration, history: dict[int, Entry]) -> State:
+    entry = history.get(migration.version)
     if entry is None:
-        return State(migration.store, migration.version, migration.name, "pending", total, 0)
-    return State(
-        migration.store, migration.version, migration.name, entry.state, total, entry.statements, entry.problem
-    )  # fmt: skip
+        return State(migration, "pending", 0)
+    return State(migration, entry.state, entry.statements, entry.problem)
 
 
 def _carry_out(planned: Sequence[State], stores: Sequence[Store]) -> None:
     for store in stores:
-        versions = {state.version: state.done for state in planned if state.store == store.name}
-        for migration in files.load(store.name):
-            if migration.version in versions:
-                _apply(migration, versions[migration.version], store)
+        for state in planned:
+            if state.migration.store == store.name:
+                _apply(state.migration, state.done, store)
 
 
 def _apply(migration: Migration, done: int, store: Store) -> None:
@@ -154,16 +162,14 @@ def _apply(migration: Migration, done: int, store: Store) -> None:
         try:
             store.run(step, entry(stop))
         except StatementError as refused:
-            place = migration.statements.index(refused.statement)
-            problem = f"`{refused.statement.title}` failed: {refused}"
-            kept = "and nothing of the file was kept"
+            number = next(n for n, statement in enumerate(migration.statements, 1) if statement is refused.statement)
+            problem = f"statement {number}, `{refused.statement.title}`, failed: {refused}"
+            kept = "Nothing of the file was kept"
             if start or not store.transactions or not refused.statement.transactional:
                 store.record(entry(start, problem))
-                kept = f"and the {start} before it are kept"
-            raise Misconfigured(
-                f"{migration.path}: statement {place + 1}, {problem} The statement was undone {kept}: "
-                "correct it or what it needs, and run `pipeline migrate up` again."
-            ) from refused
+                kept = f"What stands before it is kept ({start} of {len(migration.statements)})"
+            way_out = "correct it, or what it needs, and run `pipeline migrate up` again."
+            raise Misconfigured(f"{migration.path}: {problem} {kept}; {way_out}") from refused
 
 
 def _steps(migration: Migration, done: int, store: Store) -> Iterator[tuple[int, int]]:

@@ -34,7 +34,7 @@ class StatementError(Exception):
     """The store refused a statement; `statement` is that one."""
 
     def __init__(self, statement: Statement, reason: str) -> None:
-        super().__init__(" ".join(reason.split()))
+        super().__init__(" ".join(reason.split()).rstrip(".") + ".")
         self.statement = statement
 
 
