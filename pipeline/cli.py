@@ -7,11 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import typer
 
 from pipeline import errors, settings
+
+if TYPE_CHECKING:
+    from pipeline.local import Stack
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 local_app = typer.Typer(
@@ -159,6 +162,83 @@ def _agreed(changes: Sequence[object], yes: bool) -> bool:
         print("Nothing to do.")
         return False
     return yes or typer.confirm("Do this?", abort=True)
+
+
+Names = Annotated[list[str] | None, typer.Argument(help="Processes; default all.")]
+
+
+@local_app.command("up")
+def local_up() -> None:
+    """Start what does not run: servers, topics, migrations, gateway, writers. Print every address."""
+    _stack().up()
+    _show_status(as_json=False)
+
+
+@local_app.command("down")
+def local_down(
+    wipe: Annotated[bool, typer.Option("--wipe", help="Remove all data too; what was fetched stays.")] = False,
+) -> None:
+    """Stop everything."""
+    if wipe:
+        _stack().wipe()
+    else:
+        _stack().down()
+
+
+@local_app.command("status")
+def local_status(as_json: AsJson = False) -> None:
+    """Print every address and process; exit 1 where one does not run."""
+    if not _show_status(as_json):
+        raise typer.Exit(1)
+
+
+@local_app.command("start")
+def local_start(names: Names = None) -> None:
+    """Start these processes, and wait until they are ready."""
+    from pipeline.local import NAMES
+
+    _stack().start(names or NAMES)
+
+
+@local_app.command("stop")
+def local_stop(names: Names = None) -> None:
+    """Stop these processes."""
+    from pipeline.local import NAMES
+
+    _stack().stop(names or NAMES)
+
+
+@local_app.command("restart")
+def local_restart(names: Names = None) -> None:
+    """Stop and start these processes."""
+    from pipeline.local import NAMES
+
+    _stack().restart(names or NAMES)
+
+
+def _stack() -> "Stack":
+    from pipeline.local import Stack
+
+    return Stack(settings.load(), lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _show_status(as_json: bool) -> bool:
+    """Print the stack's status; return whether all of it runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    status = _stack().status()
+    rows = status.pop("processes")
+    if as_json:
+        show({**status, "processes": rows})
+    else:
+        for name, address in status.items():
+            print(f"{name:<12} {address}")
+        table = Table("process", "pid", "state", "since", "MB")
+        for row in rows:
+            table.add_row(*("" if value is None else str(value) for value in row.values()))
+        Console().print(table)
+    return all(row["state"] == "running" for row in rows)
 
 
 def main() -> None:

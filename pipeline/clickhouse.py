@@ -27,7 +27,7 @@ WORLD_CODES = frozenset(
 )  # fmt: skip
 DATA_CODES = frozenset(
     {
-        6, 26, 27, 32, 33, 38, 41, 53, 69, 70, 72, 117, 131, 321, 349, 441,  # cannot parse, read or convert
+        6, 26, 27, 32, 33, 38, 41, 44, 53, 69, 70, 72, 117, 131, 321, 349, 441,  # cannot parse, read or convert
         8,  # a field that the table needs is not in the file's schema
     }
 )  # fmt: skip

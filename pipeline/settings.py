@@ -70,7 +70,8 @@ class WriterSettings(Part):
 class LocalSettings(Part):
     """The stack on this machine; it listens where the other settings point."""
 
-    home: pathlib.Path = ROOT / ".local"
+    home: pathlib.Path = ROOT / ".local"  # data, logs, pid files
+    parts: pathlib.Path = ROOT / ".local" / "parts"  # what was fetched, shared by all homes
 
 
 class Settings(BaseSettings):
@@ -106,6 +107,16 @@ class Settings(BaseSettings):
         file = os.environ.get(FILE_VARIABLE)
         toml = (TomlConfigSettingsSource(settings_cls, pathlib.Path(file)),) if file else ()
         return (init_settings, env_settings, *toml)
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The variables that make `load` give these settings, in another process."""
+    variables = {}
+    for name, part in settings:
+        for key, value in part if isinstance(part, Part) else [(None, part)]:
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            variables[PREFIX + (f"{name}__{key}" if key else name).upper()] = plain
+    return variables
 
 
 def load() -> Settings:

@@ -1,0 +1,5 @@
+"""The whole stack on this machine: real Kafka, PostgreSQL and ClickHouse, and our own processes beside them."""
+
+from pipeline.local.stack import NAMES, Stack
+
+__all__ = ["NAMES", "Stack"]

@@ -1,0 +1,183 @@
+"""Up, down, status, start, stop, restart."""
+
+import contextlib
+import datetime
+import fcntl
+import os
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+
+from pipeline import migrations, settings, topics
+from pipeline.errors import Misconfigured
+from pipeline.local import servers
+from pipeline.local.processes import Process, Runner, check_ports
+from pipeline.settings import Settings
+
+SERVERS = ("kafka", "postgres", "clickhouse")
+OURS = ("gateway", "pg_writer", "ch_writer")
+NAMES = SERVERS + OURS
+
+
+class Stack:
+    """The processes that these settings describe; it listens where the settings point.
+
+    `tell` hears one line a step. Every changing method holds a lock on the home folder and raises Misconfigured where
+    another command holds it.
+    """
+
+    def __init__(self, stack_settings: Settings, tell: Callable[[str], None]) -> None:
+        self._settings = stack_settings
+        self._tell = tell
+        self._runner = Runner(stack_settings.local.home)
+
+    def up(self) -> None:
+        """Start what does not run, servers first; then topics, migrations, and our own processes."""
+        with self._changing():
+            self._start([name for name in SERVERS if not self._runner.find(name)])
+            self._prepare()
+            self._start([name for name in OURS if not self._runner.find(name)])
+
+    def down(self) -> None:
+        """Stop everything, in reverse order."""
+        with self._changing():
+            self._stop(NAMES)
+
+    def wipe(self) -> None:
+        """Stop everything and remove all data; what was fetched stays."""
+        with self._changing():
+            self._stop(NAMES)
+            servers.wipe(self._settings.local)
+            self._tell("data removed")
+
+    def start(self, names: Sequence[str]) -> None:
+        """Start those of `names` that do not run, and wait until each is ready."""
+        with self._changing():
+            self._start([name for name in NAMES if name in self._known(names) and not self._runner.find(name)])
+
+    def stop(self, names: Sequence[str]) -> None:
+        """Stop those of `names` that run."""
+        with self._changing():
+            self._stop(self._known(names))
+
+    def restart(self, names: Sequence[str]) -> None:
+        """Stop and start."""
+        with self._changing():
+            self._stop(self._known(names))
+            self._start([name for name in NAMES if name in names])
+
+    def status(self) -> dict[str, Any]:
+        """Every address, and a row for every process; worker processes are rows under their supervisor's name."""
+        own = self._settings
+        return {
+            "otlp_http": f"http://{own.gateway.host}:{own.gateway.http_port}",
+            "otlp_grpc": f"{own.gateway.host}:{own.gateway.grpc_port}",
+            "kafka": own.kafka.bootstrap_servers,
+            "postgres": own.postgres.dsn.get_secret_value(),
+            "clickhouse": own.clickhouse.url,
+            "processes": [row for name in NAMES for row in self._rows(name)],
+        }
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        found = self._runner.find(name)
+        if found is None:
+            return [{"name": name, "pid": None, "state": "stopped", "since": None, "rss_mb": None}]
+        family = [found]
+        if name in OURS:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family += found.children()
+        return [
+            {
+                "name": name,
+                "pid": one.pid,
+                "state": "running",
+                "since": datetime.datetime.fromtimestamp(one.create_time(), datetime.UTC).isoformat(timespec="seconds"),
+                "rss_mb": round(one.memory_info().rss / 1e6, 1),
+            }
+            for one in family
+            if one.is_running()
+        ]
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        home = self._settings.local.home
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Misconfigured(
+                    f"Another command is changing the stack in {home}: wait until it has ended."
+                ) from None
+            yield
+
+    def _known(self, names: Sequence[str]) -> Sequence[str]:
+        unknown = [name for name in names if name not in NAMES]
+        if unknown:
+            raise Misconfigured([f"There is no process {name!r}; there are {', '.join(NAMES)}." for name in unknown])
+        return names
+
+    def _start(self, names: Sequence[str]) -> None:
+        """Start side by side; whatever ends this early, Ctrl-C included, stops what it began."""
+        if not names:
+            return
+        with ThreadPoolExecutor(len(names)) as pool:
+            processes = list(pool.map(self._process, names))
+            check_ports(processes)
+            try:
+                for _ in pool.map(self._start_one, processes):
+                    pass
+            except BaseException:
+                self._runner.cancelled.set()
+                for process in processes:
+                    self._runner.stop(process.name)
+                raise
+
+    def _start_one(self, process: Process) -> None:
+        took_s = self._runner.start(process)
+        self._tell(f"{process.name}: ready after {took_s:.1f} s")
+
+    def _stop(self, names: Sequence[str]) -> None:
+        for name in reversed(NAMES):
+            if name in names and self._runner.find(name):
+                started = time.monotonic()
+                self._runner.stop(name)
+                self._tell(f"{name}: stopped after {time.monotonic() - started:.1f} s")
+
+    def _prepare(self) -> None:
+        changes = topics.apply_all(self._settings)
+        applied = migrations.up_all(self._settings)
+        self._tell(f"topics: {len(changes)} changed; migrations: {len(applied)} applied")
+
+    def _process(self, name: str) -> Process:
+        own = self._settings
+        match name:
+            case "kafka":
+                return servers.kafka(own.kafka, own.local, self._tell)
+            case "postgres":
+                return servers.postgres(own.postgres, own.local, self._tell)
+            case "clickhouse":
+                return servers.clickhouse(own.clickhouse, own.local)
+            case "gateway":
+                return self._own("gateway", own.gateway.http_port, [own.gateway.http_port, own.gateway.grpc_port])
+            case "pg_writer":
+                return self._own(name, own.pg_writer.health_port, _health_ports(own.pg_writer))
+            case _:
+                return self._own(name, own.ch_writer.health_port, _health_ports(own.ch_writer))
+
+    def _own(self, name: str, health_port: int, ports: Sequence[int]) -> Process:
+        def ready() -> None:
+            urllib.request.urlopen(f"http://127.0.0.1:{health_port}/readyz", timeout=2).close()
+
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(settings.PREFIX)}
+        env = {**inherited, **settings.as_environment(self._settings)}
+        return Process(name, [sys.executable, "-m", "pipeline", name], ready, ports, env)
+
+
+def _health_ports(writer: settings.WriterSettings) -> list[int]:
+    return [writer.health_port + number for number in range(writer.workers)]
