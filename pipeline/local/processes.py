@@ -1,5 +1,6 @@
 """Detached processes that outlive the command which started them, found again by pid files."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -101,13 +102,12 @@ class Runner:
             found.send_signal(noted["stop"])
         except psutil.NoSuchProcess:
             return
-        _, alive = psutil.wait_procs([found], timeout=noted["stop_within_s"])
-        for one in [*alive, *family[1:]]:
-            try:
+        deadline = time.monotonic() + noted["stop_within_s"]
+        while self.find(name) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(family, timeout=5)
         if found.pid in self._children:
             self._children.pop(found.pid).wait()
         (self._run / f"{name}.json").unlink(missing_ok=True)

@@ -44,7 +44,7 @@ class Stack:
             self._start([name for name in OURS if not self._runner.find(name)])
 
     def down(self) -> None:
-        """Stop everything, in reverse order."""
+        """Stop everything: our own processes, then the servers."""
         with self._changing():
             self._stop(NAMES)
 
@@ -143,11 +143,15 @@ class Stack:
         self._tell(f"{process.name}: ready after {took_s:.1f} s")
 
     def _stop(self, names: Sequence[str]) -> None:
-        for name in reversed(NAMES):
-            if name in names and self._runner.find(name):
-                started = time.monotonic()
-                self._runner.stop(name)
-                self._tell(f"{name}: stopped after {time.monotonic() - started:.1f} s")
+        for tier in (OURS, SERVERS):
+            running = [name for name in tier if name in names and self._runner.find(name)]
+            with ThreadPoolExecutor(len(tier)) as pool:
+                list(pool.map(self._stop_one, running))
+
+    def _stop_one(self, name: str) -> None:
+        started = time.monotonic()
+        self._runner.stop(name)
+        self._tell(f"{name}: stopped after {time.monotonic() - started:.1f} s")
 
     def _prepare(self) -> None:
         changes = topics.apply_all(self._settings)
