@@ -1,0 +1,56 @@
+# Everything a newcomer types. `make` alone lists it.
+PYTHON  ?= $(shell command -v python3.11 || command -v python3)
+RECORDS ?= 200000
+BIN     := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down status test lint bench clean prerequisites
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
+
+demo: .venv/stamp  ## the main job on real input (RECORDS=200000), then the proof
+	@$(BIN)/python deploy/demo/demo.py --records $(RECORDS)
+
+up: .venv/stamp  ## start the stack for hands-on work, or what of it does not run
+	@$(BIN)/pipeline local up
+
+down: .venv/stamp  ## stop the stack
+	@$(BIN)/pipeline local down
+
+status: .venv/stamp  ## every address and process of the stack
+	@$(BIN)/pipeline local status
+
+test: .venv/stamp  ## all tests, on the real parts
+	@$(BIN)/python -m pytest
+
+lint: .venv/stamp  ## style, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: .venv/stamp  ## records/s, CPU, p50/p99, RSS, against the numbers of the design
+	@$(BIN)/python -m tests.bench
+
+clean: down  ## remove all data and what was fetched; .venv stays
+	@$(BIN)/pipeline local down --wipe
+	@rm -rf .local
+
+# One sentence for each thing that is missing, all at once.
+prerequisites:
+	@missing=0; \
+	say() { echo "$$1" >&2; missing=1; }; \
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    || say "Python 3.11 or later is missing: install it, or name it with make PYTHON=/path/to/python3.11."; \
+	command -v java >/dev/null || say "Java is missing and Kafka needs it: install Java 17 or later."; \
+	command -v mvn >/dev/null || say "Maven is missing and fetches Kafka and PostgreSQL: install it, with mvn on the PATH."; \
+	command -v node >/dev/null && command -v npm >/dev/null \
+	    || say "Node.js is missing and serves TimescaleDB for tests: install Node.js 18 or later, with npm."; \
+	exit $$missing
+
+.venv/stamp: pyproject.toml | prerequisites
+	@echo "python: installing pinned packages into .venv" >&2
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
