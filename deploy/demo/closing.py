@@ -113,7 +113,8 @@ class Report:
         for store, ages in self.freshness_s.items():
             p50, p99 = (f"{ages[p]:.2f} s" if ages[p] is not None else "unknown" for p in ("p50", "p99"))
             console.print(
-                f"freshness in {STORES[store]}: p50 {p50}, p99 {p99} ({ages['probes']} probes, {ages['unseen']} not seen)",
+                f"freshness in {STORES[store]}: p50 {p50}, p99 {p99} "
+                f"({ages['probes']} probes, {ages['unseen']} not seen)",
                 highlight=False,
             )
         console.print(

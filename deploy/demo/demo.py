@@ -39,6 +39,7 @@ CATCH_UP_WITHIN_S = 120.0
 PROBES_SEEN_WITHIN_S = 15.0
 ACCEPTED = "pipeline_gateway_accepted_records"
 POINT_TABLES = ("metrics_points", "metrics_histograms", "metrics_exponential_histograms", "metrics_summaries")
+POINTS = " + ".join(f"(SELECT count(*) FROM {table})" for table in POINT_TABLES)
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -108,7 +109,7 @@ def _job(demo: Settings, records: int, seed: int, started: float) -> closing.Rep
     accepted = _accepted(demo)
     tell("comparing Kafka with the stores, id by id …")
     proof = _audit(demo)
-    unseen = {store: len(waiting) for store, waiting in probes.unseen.items()}
+    unseen = probes.unseen()
     return closing.Report(
         table=closing.rows(sent, failed, accepted, proof["signals"]),
         verdict=proof["verdict"],
@@ -129,10 +130,10 @@ def _job(demo: Settings, records: int, seed: int, started: float) -> closing.Rep
 
 def _shop(demo: Settings, records: int, seed: int) -> dict[str, Any]:
     """What the shop counted: sent, failed and dropped by signal, and its seconds."""
-    gateway = demo.gateway
+    http, grpc = (f"{demo.gateway.host}:{port}" for port in (demo.gateway.http_port, demo.gateway.grpc_port))
     command = [
         sys.executable, SHOP, "--json", "--records", str(records), "--seed", str(seed),
-        "--otlp-http", f"http://{gateway.host}:{gateway.http_port}", "--otlp-grpc", f"{gateway.host}:{gateway.grpc_port}",
+        "--otlp-http", f"http://{http}", "--otlp-grpc", grpc,
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE) as shop:
         try:
@@ -157,7 +158,6 @@ def _catch_up(demo: Settings, sent: closing.Counts) -> None:
     """Return once the stores have as many records as were sent, or after CATCH_UP_WITHIN_S: the audit tells then."""
     client = clickhouse.connect(demo.clickhouse)
     deadline = time.monotonic() + CATCH_UP_WITHIN_S
-    points = " + ".join(f"(SELECT count(*) FROM {table})" for table in POINT_TABLES)
     with (
         psycopg.connect(demo.postgres.dsn.get_secret_value(), autocommit=True) as postgres,
         stderr.status("writers: catching up") as status,
@@ -168,7 +168,7 @@ def _catch_up(demo: Settings, sent: closing.Counts) -> None:
                 f"{name} in ClickHouse": sent[name] - client.query(f"SELECT count() FROM {name}").result_rows[0][0]
                 for name in closing.SIGNALS
             }
-            stored = postgres.execute(f"SELECT {points}").fetchone()  # type: ignore[arg-type]
+            stored = postgres.execute(f"SELECT {POINTS}").fetchone()  # type: ignore[arg-type]
             left["metrics in PostgreSQL"] = sent["metrics"] - (stored[0] if stored else 0)
             waiting = sum(max(0, number) for number in left.values())
             if waiting == 0:
@@ -199,10 +199,25 @@ def _accepted(demo: Settings) -> Counter[str]:
 
 def _audit(demo: Settings) -> dict[str, Any]:
     """The audit's finding, from Kafka and the stores alone."""
-    from pipeline.audit import audit
-
+    try:
+        from pipeline.audit import audit  # noqa: PLC0415 - until the audit is there
+    except ImportError:
+        return _rows_only(demo)
     found: dict[str, Any] = audit(demo, closing.SIGNALS).as_dict()
     return found
+
+
+def _rows_only(demo: Settings) -> dict[str, Any]:
+    """Rows and visible duplicates without a look into Kafka: no proof, and the verdict says so."""
+    client = clickhouse.connect(demo.clickhouse)
+    signals: dict[str, Any] = {}
+    for name in closing.SIGNALS:
+        rows, distinct = client.query(f"SELECT count(), uniqExact(event_id) FROM {name}").result_rows[0]
+        signals[name] = {"stores": {"clickhouse": {"rows": rows, "duplicates": rows - distinct}}}
+    with psycopg.connect(demo.postgres.dsn.get_secret_value()) as postgres:
+        stored = postgres.execute(f"SELECT {POINTS}").fetchone()  # type: ignore[arg-type]
+    signals["metrics"]["stores"]["postgres"] = {"rows": stored[0] if stored else 0}
+    return {"verdict": "not proven, this version has no audit", "signals": signals}
 
 
 def _home(loaded: Settings) -> pathlib.Path:

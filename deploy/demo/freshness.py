@@ -50,15 +50,15 @@ class Probes:
         self._stop_sending.set()
         self._sender.join(SEND_WITHIN_S)
         deadline = time.monotonic() + within_s
-        while self.waiting() and time.monotonic() < deadline:
+        while any(self.unseen().values()) and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY_S)
         self._stop_looking.set()
         for thread in self._lookers:
             thread.join(5.0)
 
-    def waiting(self) -> int:
-        """Probes that were answered OK and not seen."""
-        return sum(len(sent) for sent in self._sent_at.values())
+    def unseen(self) -> dict[str, int]:
+        """Probes that were sent and not seen yet, by store."""
+        return {store: len(sent) for store, sent in self._sent_at.items()}
 
     def _send(self) -> None:
         number = 0
@@ -97,8 +97,9 @@ class Probes:
 
     def _look(self, store: str, connect: Callable[[], Callable[[], set[int]]]) -> None:
         seen: Callable[[], set[int]] | None = None
+        sent_at = self._sent_at[store]
         while not self._stop_looking.wait(LOOK_EVERY_S):
-            if not self._sent_at[store]:
+            if not sent_at:
                 continue
             try:
                 seen = seen or connect()
@@ -107,8 +108,8 @@ class Probes:
                 seen = None
                 continue
             now = time.monotonic()
-            for number in numbers & self._sent_at[store].keys():
-                self.ages_s[store].append(now - self._sent_at[store].pop(number))
+            for number in [number for number in list(sent_at) if number in numbers]:  # the sender adds meanwhile
+                self.ages_s[store].append(now - sent_at.pop(number))
 
     def _logs_seen(self) -> Callable[[], set[int]]:
         client = clickhouse.connect(self._settings.clickhouse)
