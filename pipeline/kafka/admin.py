@@ -4,9 +4,10 @@ Topics only; records go through the producer and the reader. A topic's configura
 (cluster defaults included), and `overrides` names what was set on the topic itself.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from pipeline.errors import Misconfigured, Unavailable
 from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0  # of the first word from a cluster
+POLL_S = 0.05
 OURS = frozenset(
     {
         KafkaError.TOPIC_ALREADY_EXISTS, KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_PARTITIONS,
@@ -48,7 +51,8 @@ class LiveTopic:
 
 
 class Cluster:
-    """One Kafka cluster's topics. Every call waits for the cluster's answer, 10 s at most.
+    """One Kafka cluster's topics. Every call waits for the answer, 10 s at most, and one that changes something until the
+    change can be read.
 
     Raises Unavailable where the cluster does not answer, Misconfigured where it refuses. The client lives as long as
     this object: its futures die with it.
@@ -62,7 +66,7 @@ class Cluster:
     def topics(self, names: Iterable[str]) -> dict[str, LiveTopic]:
         """Those of `names` that exist."""
         with self._translated("read the topics"):
-            present = self._client.list_topics(timeout=TIMEOUT_S).topics
+            present = self._client.list_topics(timeout=ANSWER_TIMEOUT_S).topics
             wanted = [name for name in names if name in present]
             if not wanted:
                 return {}
@@ -72,10 +76,11 @@ class Cluster:
             return {name: _live(described[name].result(), configs[resources[name]].result()) for name in wanted}
 
     def create(self, name: str, *, partitions: int, replication_factor: int, config: dict[str, str]) -> None:
-        """Create a topic that is not there; returns when every broker knows it."""
+        """Create a topic that is not there."""
         topic = NewTopic(name, num_partitions=partitions, replication_factor=replication_factor, config=config)
         with self._translated(f"create topic {name}"):
             self._wait(self._client.create_topics([topic], operation_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S))
+        self._until(name, lambda live: live.partitions == partitions)
 
     def configure(self, name: str, changes: dict[str, str | None]) -> None:
         """Set each key on the topic, or with None remove what was set; other keys stay."""
@@ -89,6 +94,9 @@ class Cluster:
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         with self._translated(f"configure topic {name}"):
             self._wait(self._client.incremental_alter_configs([resource], request_timeout=TIMEOUT_S))
+        wanted = {key: value for key, value in changes.items() if value is not None}
+        removed = changes.keys() - wanted.keys()
+        self._until(name, lambda live: wanted.items() <= live.config.items() and not removed & live.overrides)
 
     def grow(self, name: str, partitions: int) -> None:
         """Raise the topic's partitions to `partitions`."""
@@ -98,6 +106,17 @@ class Cluster:
                     [NewPartitions(name, partitions)], operation_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S
                 )
             )
+        self._until(name, lambda live: live.partitions == partitions)
+
+    def _until(self, name: str, shows: Callable[[LiveTopic], bool]) -> None:
+        """Brokers follow the controller: what it has confirmed they know a moment later."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            with suppress(Unavailable):  # one broker may know the topic while the next does not
+                if any(shows(live) for live in self.topics([name]).values()):
+                    return
+            time.sleep(POLL_S)
+        raise Unavailable(f"Kafka at {self._servers} confirmed a change of topic {name} but does not show it yet.")
 
     @staticmethod
     def _wait(futures: dict[Any, Future[Any]]) -> None:
