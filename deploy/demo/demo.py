@@ -90,8 +90,7 @@ def run(demo: Settings, records: int, seed: int) -> closing.Report:
         stack.up()
         return _job(demo, records, seed, started)
     finally:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_IGN)  # a second Ctrl-C leaves nothing behind either
+        _ignore_signals()
         stack.wipe()
 
 
@@ -247,7 +246,15 @@ def _refuse_beside(loaded: Settings) -> None:
 
 
 def _interrupt(_: int, __: FrameType | None) -> None:
+    _ignore_signals()
+    print("Stopping everything …", file=sys.stderr, flush=True)
     raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    """From now on: a second Ctrl-C must not leave processes behind."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
