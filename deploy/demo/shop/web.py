@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -59,6 +60,11 @@ class Server(ThreadingHTTPServer):
         )
         self._active = meter.create_up_down_counter("http.server.active_requests", unit="{request}")
         self._body_sizes = meter.create_histogram("http.server.request.body.size", unit="By")
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller that is gone needs no traceback: whoever ended it knows."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def stop(self, *, within_s: float) -> None:
         """Take no more connections, and return when no request is running, or after `within_s`."""
