@@ -31,9 +31,11 @@ from pipeline.telemetry import health, metrics
 
 log = structlog.get_logger()
 FAILED = 70  # EX_SOFTWARE: the supervisor may start the process again
-IN_FLIGHT = 2  # batches of one topic at the store: one insert stream keeps one core of ClickHouse busy
-BUFFER_BYTES = 48 * 1024 * 1024  # of one topic, fetched and waiting
+IN_FLIGHT = 2  # batches at the store: one insert stream keeps one core of ClickHouse busy
+# What holds a process's memory, with batch_messages: a batch is held as messages and joined.
+BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
 BATCH_BYTES = 32 * 1024 * 1024  # of one store transaction: 64,000 log records of 500 bytes
+FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
 DEAD_LETTER_WITHIN_S = 30.0
 
 
@@ -44,7 +46,7 @@ def run_writer(process: str, settings: Settings, number: int) -> None:
     _await_topics(settings, list(writers))
     mode.loop.use("uvloop")  # saves a quarter of the CPU
     with tempfile.TemporaryDirectory(prefix=f"pipeline-{process}-") as unused:
-        app = _application(process, settings, unused)
+        app = _application(settings, (process, len(writers)), unused)
         _Agents(app, own, settings).subscribe(writers, own.health_port + number)
         worker = faust.Worker(
             app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True, stdout=sys.stderr
@@ -110,7 +112,8 @@ def _size(item: Any) -> int:
     return len(item.message.value or b"") + 512 if isinstance(item, faust.EventT) else 512
 
 
-def _application(process: str, settings: Settings, directory: str) -> faust.App:
+def _application(settings: Settings, name_and_topics: tuple[str, int], directory: str) -> faust.App:
+    process, topics = name_and_topics
     servers = settings.kafka.bootstrap_servers.split(",")
     return _App(
         process,
@@ -122,13 +125,14 @@ def _application(process: str, settings: Settings, directory: str) -> faust.App:
         key_serializer="raw",
         value_serializer="raw",
         stream_wait_empty=False,  # safe only with noack_take; True hangs at SIGTERM while the store is down
-        stream_buffer_maxsize=BUFFER_BYTES,  # bytes: see _BytesBoundQueue
+        stream_buffer_maxsize=BUFFER_BYTES // topics,  # bytes: see _BytesBoundQueue
         topic_disable_leader=True,
         topic_allow_declare=False,
         table_standby_replicas=0,
         broker_commit_interval=1.0,
         broker_session_timeout=15,
         broker_request_timeout=90,
+        consumer_max_fetch_size=FETCH_BYTES,
         consumer_auto_offset_reset="earliest",
     )
 
@@ -142,6 +146,7 @@ class _Agents:
         self._kafka = settings.kafka
         self._publisher: Publisher | None = None
         self._assigned = False
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
 
     def subscribe(self, writers: dict[str, Writer], health_port: int) -> None:
         app = self._app
@@ -174,7 +179,7 @@ class _Agents:
 
         @self._app.agent(source, name=f"{self._app.conf.id}.{topic}")
         async def write(stream: Any) -> None:
-            slots = asyncio.Semaphore(IN_FLIGHT)
+            slots = self._slots
             under_way: asyncio.Queue[tuple[asyncio.Task[None], list[Any]]] = asyncio.Queue()
             acknowledging = asyncio.create_task(_acknowledge(stream, under_way, slots))
             try:
