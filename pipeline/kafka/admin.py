@@ -51,8 +51,8 @@ class LiveTopic:
 
 
 class Cluster:
-    """One Kafka cluster's topics. Every call waits for the answer, 10 s at most, and one that changes something until the
-    change can be read.
+    """One Kafka cluster's topics. Every call waits for the answer, 10 s at most, and one that changes something waits
+    until the change can be read.
 
     Raises Unavailable where the cluster does not answer, Misconfigured where it refuses. The client lives as long as
     this object: its futures die with it.

@@ -1,0 +1,47 @@
+"""`pipeline migrate` as a script calls it."""
+
+import json
+import os
+import subprocess
+import sys
+
+from pipeline.settings import Settings
+
+
+def run(settings: Settings, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", "migrate", *arguments],
+        env=os.environ
+        | {
+            "PIPELINE_POSTGRES__DSN": settings.postgres.dsn.get_secret_value(),
+            "PIPELINE_CLICKHOUSE__URL": settings.clickhouse.url,
+            "PIPELINE_CLICKHOUSE__DATABASE": settings.clickhouse.database,
+        },
+        input=answer, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_plan_then_up(settings: Settings) -> None:
+    """Exit 1 while something is pending, nothing without a yes, exit 0 when all is applied."""
+    plan = run(settings, "plan", "--json")
+    assert plan.returncode == 1
+    assert json.loads(plan.stdout)[0] == {
+        "store": "postgres", "version": 1, "name": "0001_capabilities.sql", "state": "pending", "statements": 1,
+        "done": 0, "problem": "",
+    }  # fmt: skip
+    assert run(settings, "up", answer="n\n").returncode == 1
+    assert run(settings, "status").returncode == 1
+    assert run(settings, "up", "--store", "clickhouse", "--yes").returncode == 0
+    assert run(settings, "status", "--store", "clickhouse").returncode == 0
+    assert run(settings, "status").returncode == 1
+    assert run(settings, "up", "--yes").returncode == 0
+    done = run(settings, "status", "--json")
+    assert done.returncode == 0
+    assert {row["state"] for row in json.loads(done.stdout)} == {"applied"}
+    again = run(settings, "plan")
+    assert (again.returncode, again.stdout) == (0, "")
+
+
+def test_an_unknown_store_is_exit_2(settings: Settings) -> None:
+    """The command line is checked before any store is asked."""
+    assert run(settings, "plan", "--store", "mysql").returncode == 2

@@ -1,0 +1,54 @@
+"""What PostgreSQL's failures mean, raised by a real server."""
+
+import psycopg
+import pytest
+
+from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
+from pipeline.settings import PostgresSettings
+from pipeline.timescale.connection import connect, translated
+
+
+def raised(code: str) -> str:
+    return f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{code}'; END $$"
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("SELECT 'abc'::int", Rejected),
+        ("SELECT 1 / 0", Rejected),
+        ("CREATE TEMPORARY TABLE t (x int PRIMARY KEY); INSERT INTO t VALUES (1), (1)", Rejected),
+        ("SET statement_timeout = 20; SELECT pg_sleep(5)", Unavailable),
+        ("BEGIN READ ONLY; CREATE TABLE t (x int)", Unavailable),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", Unavailable),
+        *[(raised(code), Unavailable) for code in ("08006", "53100", "53200", "57P03", "40001", "40P01", "58030")],
+    ],
+)
+def test_the_worlds_and_the_datas_failures_are_told_apart(
+    postgres_settings: PostgresSettings, statement: str, kind: type[PipelineError]
+) -> None:
+    """What may pass later is Unavailable, what never will is Rejected."""
+    with connect(postgres_settings) as connection, pytest.raises(kind, match=r"^PostgreSQL: .*\.$"), translated():
+        connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("statement", ["SELECT * FROM nothing", "SELEC 1", raised("53400"), raised("P0001")])
+def test_ours_stay_what_they_are(postgres_settings: PostgresSettings, statement: str) -> None:
+    """A missing table, bad SQL and the decompression limit, which has a cure of its own, are not translated."""
+    with connect(postgres_settings) as connection, pytest.raises(psycopg.Error), translated():
+        connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("dsn", ["host=127.0.0.1 port=1 password=sesame", "postgresql://u:sesame@127.0.0.1:1/d"])
+def test_a_server_that_is_away_is_unavailable(dsn: str) -> None:
+    """The sentence names the address and not the password."""
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1") as caught:
+        connect(PostgresSettings(dsn=dsn))
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_dsn_that_is_none_is_ours() -> None:
+    """It is named by its setting and not quoted: half of it may be a password."""
+    with pytest.raises(Misconfigured, match=r"postgres\.dsn") as caught:
+        connect(PostgresSettings(dsn="host=127.0.0.1 sesame"))
+    assert "sesame" not in str(caught.value)
