@@ -55,7 +55,7 @@ class GatewaySettings(Part):
     max_body_bytes: Positive = 16 * 1024 * 1024  # as received
     max_decoded_bytes: Positive = 64 * 1024 * 1024  # after decompression
     acknowledge_within_s: Seconds = 8.0  # Kafka's budget; exporters give up after 10 s
-    retry_after_s: Seconds = 2.0  # what a client that must come again is told, jittered
+    retry_after_s: Seconds = 5.0  # what a client that must come again is told, jittered; exporters try six times
 
 
 class WriterSettings(Part):

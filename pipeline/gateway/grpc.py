@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import grpc
 from google.rpc import code_pb2, status_pb2
+from google.rpc.error_details_pb2 import RetryInfo
 
 from pipeline.errors import Rejected, Unavailable
 from pipeline.gateway import answers
@@ -21,6 +22,7 @@ SERVICES: dict[Signal, str] = {
     "metrics": "opentelemetry.proto.collector.metrics.v1.MetricsService",
     "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
 }
+RETRY_INFO = "google.rpc.retryinfo-bin"
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -71,5 +73,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
-    details = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(_CODES[status.code], status.message, details)
+    trailers = [("grpc-status-details-bin", status.SerializeToString())]
+    # The Python exporter looks for RetryInfo in a trailer of its own, others in the status.
+    trailers += [(RETRY_INFO, detail.value) for detail in status.details if detail.Is(RetryInfo.DESCRIPTOR)]
+    await context.abort(_CODES[status.code], status.message, tuple(trailers))
