@@ -95,7 +95,7 @@ class Inserts:
     def __init__(self, settings: ClickHouseSettings, table: str) -> None:
         self._settings = settings
         self._table = table
-        self._client: Client | None = None
+        self._opened: tuple[Client, int] | None = None
 
     def insert(self, joined: bytes, *, records: int, token: str) -> None:
         """Insert one container file of `records` records through the table's views.
@@ -103,18 +103,33 @@ class Inserts:
         The same token within the last 1,000 inserts changes nothing. Raise Unavailable where the server is away or
         cannot take more now; Rejected where it cannot read the file or read another number of records than promised.
         """
-        if self._client is None:
-            self._client = connect(self._settings)
+        if self._opened is None:
+            self._opened = self._open()
+        client, views = self._opened
         with translated():
-            summary = self._client.raw_insert(
+            summary = client.raw_insert(
                 self._table,
                 insert_block=joined,
                 fmt="Avro",
                 settings={**INSERT_SETTINGS, "insert_deduplication_token": token},
             )
-        # Every record is counted once in the Null table and once in the table behind it; span events come on top.
-        if summary.written_rows < 2 * records:
-            raise Rejected(f"ClickHouse read {summary.written_rows // 2} records where {records} were promised.")
+        # A record is read once by the insert and once by each view.
+        read = int(summary.summary["read_rows"])
+        if read != records * (1 + views):
+            raise Rejected(f"ClickHouse read {read / (1 + views):g} records where {records} were promised.")
+
+    def _open(self) -> tuple[Client, int]:
+        """A client, and how many views read the table."""
+        client = connect(self._settings)
+        with translated():
+            found = client.query(
+                "SELECT length(dependencies_table) FROM system.tables"
+                " WHERE database = currentDatabase() AND name = {table:String}",
+                parameters={"table": self._table},
+            ).result_rows
+        if not found or not found[0][0]:
+            raise Misconfigured(f"ClickHouse has no table {self._table} with views: run `pipeline migrate up`.")
+        return client, found[0][0]
 
 
 def _sentence(error: exceptions.Error) -> str:

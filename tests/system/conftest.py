@@ -1,0 +1,57 @@
+"""A whole stack on free ports, and the shop as its client."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.audit import audit
+from pipeline.local import Stack
+from pipeline.record.schema import SIGNALS
+from pipeline.settings import ROOT, Settings
+from tests.conftest import part, settings_on_free_ports
+
+
+class Running:
+    """A stack that is up, its settings, and what a test does with it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stack = Stack(settings, print)
+
+    def pid(self, name: str) -> int:
+        [row] = [row for row in self.stack.status()["processes"] if row["name"] == name]
+        return int(row["pid"])
+
+    def shop(self, records: int, out: pathlib.Path) -> "subprocess.Popen[str]":
+        """The demo's shop at this stack; it prints what it sent as JSON."""
+        gateway = self.settings.gateway
+        return subprocess.Popen(
+            [
+                sys.executable, ROOT / "deploy/demo/shop/run.py", "--json", "--records", str(records), "--out", out,
+                "--otlp-http", f"http://127.0.0.1:{gateway.http_port}", "--otlp-grpc", f"127.0.0.1:{gateway.grpc_port}",
+            ],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def clean_audit(self, within_s: float = 60) -> dict[str, Any]:
+        """The first clean audit; after `within_s` the last one, clean or not."""
+        deadline = time.monotonic() + within_s
+        while True:
+            report = audit(self.settings, signals=SIGNALS)
+            if report.clean or time.monotonic() > deadline:
+                return json.loads(json.dumps(report.as_dict(), default=str))
+            time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A fresh stack, up; nothing of it is left afterwards."""
+    own = Running(settings_on_free_ports(tmp_path_factory.mktemp("system")))
+    with part(own.stack.up, own.stack.wipe):
+        yield own

@@ -1,0 +1,165 @@
+"""The whole way, from stock clients to both stores, through kills: nothing missing, nothing doubled."""
+
+import gzip
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from pipeline import clickhouse
+from tests.otlp.as_json import as_json
+from tests.otlp.requests import logs, metrics, traces
+from tests.system.conftest import Running
+
+KILLED = ["gateway", "ch_writer", "pg_writer", "clickhouse", "postgres", "kafka"]
+
+
+def post(running: Running, name: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
+    url = f"http://127.0.0.1:{running.settings.gateway.http_port}/v1/{name}"
+    return httpx.post(url, content=body, headers=headers, timeout=20)
+
+
+def test_a_request_sent_twice_is_one_row_an_event(running: Running) -> None:
+    """The same request as protobuf and as gzipped JSON gives each event one row in each store."""
+    requests: dict[str, Any] = {"logs": logs("once", "twin", "twin"), "metrics": metrics(), "traces": traces()}
+    requests["traces"].resource_spans[0].scope_spans[0].spans.pop()  # the one without a time: its twins may show
+    for name, request in requests.items():
+        protobuf = post(running, name, request.SerializeToString(), {"Content-Type": "application/x-protobuf"})
+        zipped = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        as_text = post(running, name, gzip.compress(as_json(request)), zipped)
+        assert (protobuf.status_code, as_text.status_code) == (200, 200)
+    audited = running.clean_audit()
+    assert audited["verdict"] == "clean", audited
+    counts = {name: part["kafka"] for name, part in audited["signals"].items()}
+    assert {name: (kafka["records"], kafka["distinct"]) for name, kafka in counts.items()} == {
+        "logs": (6, 3), "metrics": (14, 7), "traces": (2, 1)
+    }  # fmt: skip
+    client = clickhouse.connect(running.settings.clickhouse)
+    for view, expected in (("logs", 3), ("traces", 1), ("metrics", 7)):
+        assert client.query(f"SELECT count(), uniqExact(event_id) FROM {view}").result_rows == [(expected, expected)]
+    with psycopg.connect(running.settings.postgres.dsn.get_secret_value()) as connection:
+        tables = ("metrics_points", "metrics_histograms", "metrics_exponential_histograms", "metrics_summaries")
+        rows = [connection.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables]
+    assert rows == [(3,), (2,), (1,), (1,)]
+
+
+@pytest.mark.timeout(300)
+def test_every_process_killed_once_under_load_loses_nothing(running: Running, tmp_path: pathlib.Path) -> None:
+    """SIGKILL of each process in the middle of the shop's load, each started again: what was sent is stored once."""
+    before = running.clean_audit()
+    shop = running.shop(30_000, tmp_path)
+    time.sleep(3)
+    for name in KILLED:
+        os.kill(running.pid(name), signal.SIGKILL)
+        time.sleep(1)
+        running.stack.start([name])
+    output, _ = shop.communicate(timeout=150)
+    assert shop.returncode == 0, output
+    sent = json.loads(output)["sent"]
+    after = running.clean_audit(within_s=90)
+    assert after["verdict"] == "clean", after
+    for name, count in sent.items():
+        arrived = after["signals"][name]["kafka"]["distinct"] - before["signals"][name]["kafka"]["distinct"]
+        assert arrived == count, f"{name}: sent {count}, in Kafka {arrived}"
+
+
+def test_a_gateway_without_kafka_says_not_now_and_recovers(running: Running) -> None:
+    """While Kafka is stopped clients hear 503 with a time to come again; afterwards the same request is stored once."""
+    body = logs("while Kafka is away").SerializeToString()
+    headers = {"Content-Type": "application/x-protobuf"}
+    running.stack.stop(["kafka"])
+    try:
+        answer = post(running, "logs", body, headers)
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        ready = httpx.get(f"http://127.0.0.1:{running.settings.gateway.http_port}/readyz")
+        assert (ready.status_code, "Kafka" in ready.text) == (503, True)
+    finally:
+        running.stack.start(["kafka"])
+    deadline = time.monotonic() + 30
+    while post(running, "logs", body, headers).status_code != 200 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    audited = running.clean_audit()
+    assert audited["verdict"] == "clean", audited
+
+
+def test_sigterm_of_a_gateway_under_load_answers_what_it_took(running: Running) -> None:
+    """A gateway that is told to stop ends within its stated time, and what it answered OK is in Kafka."""
+    answered = 0
+    gateway = running.pid("gateway")
+    for n in range(40):
+        if n == 20:
+            os.kill(gateway, signal.SIGTERM)
+        try:
+            answered += (
+                post(
+                    running,
+                    "logs",
+                    logs(f"sigterm {n}").SerializeToString(),
+                    {"Content-Type": "application/x-protobuf"},
+                ).status_code
+                == 200
+            )
+        except httpx.HTTPError:
+            break
+    deadline = time.monotonic() + 20
+    while running.stack.status()["processes"][3]["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running.stack.status()["processes"][3]["state"] == "stopped"
+    running.stack.start(["gateway"])
+    audited = running.clean_audit()
+    assert audited["verdict"] == "clean", audited
+    client = clickhouse.connect(running.settings.clickhouse)
+    stored = client.query("SELECT count() FROM logs WHERE startsWith(body, 'sigterm ')").result_rows[0][0]
+    assert stored >= answered >= 20
+
+
+def test_poison_is_dead_lettered_alone(running: Running) -> None:
+    """A message that is no container file goes to the dead letters with its reason; its neighbours are stored."""
+    from confluent_kafka import Consumer, Producer  # noqa: PLC0415
+
+    servers = running.settings.kafka.bootstrap_servers
+    producer = Producer({"bootstrap.servers": servers})
+    producer.produce("logs_raw", b"poison", headers={"schema": b"log_record/1", "records": b"1"})
+    assert (
+        post(
+            running, "logs", logs("beside poison").SerializeToString(), {"Content-Type": "application/x-protobuf"}
+        ).status_code
+        == 200
+    )
+    assert producer.flush(10) == 0
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "test", "auto.offset.reset": "earliest"})
+    consumer.subscribe(["logs_raw_dlq"])
+    message = consumer.poll(30)
+    consumer.close()
+    assert message is not None
+    assert message.value() == b"poison"
+    headers = dict(message.headers())
+    assert b"does not start with the head of its schema" in headers["reason"]
+    assert (headers["topic"], headers["writer"]) == (b"logs_raw", b"ch_writer")
+    client = clickhouse.connect(running.settings.clickhouse)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if client.query("SELECT count() FROM logs WHERE body = 'beside poison'").result_rows == [(1,)]:
+            return
+        time.sleep(0.2)
+    pytest.fail("the neighbour of the poison was not stored")
+
+
+def test_a_port_in_use_is_told_by_number_and_owner(running: Running) -> None:
+    """A second gateway on the same port ends with one sentence and exit code 2."""
+    from pipeline.settings import as_environment  # noqa: PLC0415
+
+    done = subprocess.run(
+        ["python", "-m", "pipeline", "gateway"], capture_output=True, text=True, timeout=30, check=False,
+        env={**os.environ, **as_environment(running.settings)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert str(running.settings.gateway.http_port) in done.stderr
