@@ -1,0 +1,197 @@
+"""Bounded ranges of topics, read by assignment: no group is joined, nothing is committed, nobody is disturbed.
+
+Offsets are those a read_committed reader sees: a range ends before the first open transaction.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as Fetched
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # public, but not listed
+
+from pipeline.errors import Unavailable
+from pipeline.settings import KafkaSettings
+
+TIMEOUT_S = 10.0
+SILENCE_S = 30.0
+AT_ONCE = 500
+FETCHED_KBYTES = 4096  # of one partition, waiting to be read; librdkafka's own default is 64 MB
+
+
+class Message(NamedTuple):
+    """One message as it stands in Kafka; `timestamp_ms` is since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    headers: dict[str, bytes]
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Offsets `start` to before `end` of one partition; there may be gaps (compaction, transaction markers)."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+
+
+class Reader:
+    """One cluster, read. Every call raises Unavailable where the cluster does not answer."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._servers = settings.bootstrap_servers
+        # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
+        self._admin = AdminClient({"bootstrap.servers": self._servers, "log_level": 0})
+
+    def topics(self) -> dict[str, int]:
+        """Every topic of the cluster and how many partitions it has."""
+        with self._translated("list the topics"):
+            found = self._admin.list_topics(timeout=TIMEOUT_S).topics
+            return {name: len(topic.partitions) for name, topic in found.items()}
+
+    def retained(self, topics: Iterable[str]) -> list[Range]:
+        """All that is there now, a range for each partition of `topics`, which must exist."""
+        counts = self.topics()
+        every = [(topic, partition) for topic in topics for partition in range(counts[topic])]
+        first = self._offsets(every, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        last = self._offsets(every, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return [
+            Range(*place, start, max(start, end))
+            for place, (start, _), (end, _) in zip(every, first, last, strict=True)
+        ]
+
+    def between(self, ranges: Sequence[Range], start_ms: int | None, end_ms: int | None) -> list[Range]:
+        """`ranges` from their first message of `start_ms` or later to before their first of `end_ms` or later.
+
+        Timestamps in a partition need not be in order: earlier messages may be in there, and others behind it.
+        """
+        places = [(each.topic, each.partition) for each in ranges]
+        narrowed = list(ranges)
+        if start_ms is not None:
+            found = self._offsets(places, OffsetSpec.for_timestamp(max(0, start_ms)))
+            narrowed = [
+                replace(each, start=each.end if offset < 0 else min(max(each.start, offset), each.end))
+                for each, (offset, _) in zip(narrowed, found, strict=True)
+            ]
+        if end_ms is not None:
+            found = self._offsets(places, OffsetSpec.for_timestamp(max(0, end_ms)))
+            narrowed = [
+                replace(each, end=each.end if offset < 0 else max(each.start, min(each.end, offset)))
+                for each, (offset, _) in zip(narrowed, found, strict=True)
+            ]
+        return narrowed
+
+    def earliest_ms(self, ranges: Sequence[Range]) -> list[int | None]:
+        """The timestamp of the first message that each range's partition retains, None where it retains none."""
+        found = self._offsets([(each.topic, each.partition) for each in ranges], OffsetSpec.for_timestamp(0))
+        return [timestamp_ms if offset >= 0 else None for offset, timestamp_ms in found]
+
+    def read(
+        self, ranges: Iterable[Range], on_batch: Callable[[int], None] = lambda offsets: None
+    ) -> Iterator[Message]:
+        """Every message of `ranges`, in order within a partition; `on_batch` hears how many offsets were passed.
+
+        Raises Unavailable where the cluster is silent for 30 s, or retention removes what is still to be read.
+        """
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._servers,
+                "group.id": "pipeline-audit",  # the client insists on a name; assignment never uses it
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "error",
+                "check.crcs": True,
+                "queued.max.messages.kbytes": FETCHED_KBYTES,
+                "log_level": 0,
+            }
+        )
+        try:
+            with self._translated("read"):
+                yield from self._read(consumer, ranges, on_batch)
+        finally:
+            consumer.close()
+
+    def _read(self, consumer: Consumer, ranges: Iterable[Range], on_batch: Callable[[int], None]) -> Iterator[Message]:
+        left = {(each.topic, each.partition): each for each in ranges if each.start < each.end}
+        consumer.assign([TopicPartition(each.topic, each.partition, each.start) for each in left.values()])
+        heard = time.monotonic()
+        while left:
+            batch = consumer.consume(AT_ONCE, timeout=1.0)
+            if batch:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > SILENCE_S:
+                waiting = ", ".join(f"{topic} [{partition}]" for topic, partition in left)
+                raise Unavailable(f"Kafka at {self._servers} gave nothing for {SILENCE_S:.0f} s of {waiting}.")
+            passed = 0
+            for fetched in batch:
+                place = (fetched.topic() or "", fetched.partition() or 0)
+                if place not in left:
+                    continue
+                wanted = left[place]
+                position = wanted.end if _at_end(fetched) else min((fetched.offset() or 0) + 1, wanted.end)
+                if not _at_end(fetched) and (fetched.offset() or 0) < wanted.end:
+                    yield _message(fetched)
+                passed += position - wanted.start
+                left[place] = replace(wanted, start=position)
+                if position == wanted.end:
+                    del left[place]
+                    consumer.pause([TopicPartition(*place)])
+            on_batch(passed)
+
+    def _offsets(self, places: Sequence[tuple[str, int]], spec: OffsetSpec) -> list[tuple[int, int]]:
+        """(offset, timestamp in ms) for each place; an offset of -1 where no message fits."""
+        if not places:
+            return []
+        with self._translated("tell offsets"):
+            asked = {TopicPartition(*place): spec for place in places}
+            futures = self._admin.list_offsets(
+                asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=TIMEOUT_S
+            )
+            found = {(place.topic, place.partition): future.result() for place, future in futures.items()}
+            return [(found[place].offset, found[place].timestamp) for place in places]
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as raised:
+            error: KafkaError = raised.args[0]
+            reason = str(error.str()).rstrip(".")
+            raise Unavailable(
+                f"Kafka at {self._servers} could not {what}: {reason}. Start it, or correct kafka.bootstrap_servers."
+            ) from raised
+
+
+def _at_end(fetched: Fetched) -> bool:
+    """Whether this is no message but the news that its partition has no more; raises what else it may be."""
+    error = fetched.error()
+    if error is None:
+        return False
+    if error.code() == KafkaError._PARTITION_EOF:
+        return True
+    if error.code() == KafkaError._AUTO_OFFSET_RESET:
+        raise Unavailable(
+            f"Kafka removed messages of {fetched.topic()} [{fetched.partition()}] while they were read; run this again."
+        )
+    raise KafkaException(error)
+
+
+def _message(fetched: Fetched) -> Message:
+    return Message(
+        topic=fetched.topic() or "",
+        partition=fetched.partition() or 0,
+        offset=fetched.offset() or 0,
+        timestamp_ms=fetched.timestamp()[1],
+        headers=dict(fetched.headers() or ()),  # type: ignore[arg-type]  # a list of pairs when it is read
+        value=fetched.value() or b"",
+    )
