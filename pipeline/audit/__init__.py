@@ -1,0 +1,73 @@
+"""Promise 2: proof from Kafka and the stores alone that nothing is missing and nothing doubled.
+
+Trusts no writer and shares no code with those that count and encode. What the writers have not stored yet counts as
+missing: on a running pipeline let the window end a moment ago.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from pipeline.audit import stores, topics
+from pipeline.audit.decode import SIGNALS, Signal
+from pipeline.audit.findings import compare
+from pipeline.audit.report import InKafka, Report, SignalReport
+from pipeline.audit.topics import Progress
+from pipeline.audit.window import Window
+from pipeline.kafka.reader import Reader
+from pipeline.settings import Settings
+
+__all__ = ["SIGNALS", "Report", "Signal", "Window", "audit", "progress_bars"]
+
+EVER = Window()
+
+
+def audit(
+    settings: Settings,
+    *,
+    signals: Sequence[Signal] = SIGNALS,
+    window: Window = EVER,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Compare the event_ids in Kafka with what readers of each store see, for receipts in `window`.
+
+    Nothing is written anywhere, no consumer group is touched. Raises Misconfigured where a topic or table is missing,
+    Unavailable where Kafka or a store is away.
+    """
+    reader = Reader(settings.kafka)
+    topics.demand(reader.topics(), signals)
+    return Report(window, {signal: _audit(reader, signal, settings, window, progress) for signal in signals})
+
+
+def _audit(reader: Reader, signal: Signal, settings: Settings, window: Window, progress: Progress) -> SignalReport:
+    kafka = topics.read(reader, signal, window, progress)
+    found = {}
+    for store in stores.of(signal, settings):
+        with closing(store):
+            elsewhere = partial(topics.elsewhere, reader, kafka, progress=progress)
+            found[store.name] = compare(kafka, store, window, elsewhere, progress)
+    return SignalReport(InKafka.of(kafka), found)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A bar on stderr for each thing that is read, its rate and the time left; none where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, rate="")
+            speed = bars.tasks[bars.task_ids.index(tasks[what])].speed
+            bars.update(tasks[what], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield show

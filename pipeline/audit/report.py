@@ -1,0 +1,154 @@
+"""The audit's answer, for programs and for people."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from pipeline.audit.decode import Signal
+from pipeline.audit.findings import EXAMPLES, Findings
+from pipeline.audit.topics import Kafka
+from pipeline.audit.window import Window
+
+COLUMNS = ("rows", "missing", "extra", "duplicates", "timeless_twins", "superseded", "dead_lettered", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class InKafka:
+    """What Kafka holds of one signal in the window.
+
+    `unreadable` messages hide records that no dead-letter topic has: that is a difference. Those that were
+    dead-lettered are counted apart. `undecodable_dead_letters` cannot be matched by id, only by where they came from.
+    """
+
+    topics: tuple[str, ...]
+    messages: int
+    records: int
+    distinct: int
+    unreadable: int
+    unreadable_dead_lettered: int
+    unreadable_messages: list[dict[str, Any]]
+    dead_letters: int
+    undecodable_dead_letters: int
+    undecodable_dead_letter_origins: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, kafka: Kafka) -> "InKafka":
+        excused = [fault for fault in kafka.unreadable if fault.dead_lettered]
+        named = sorted(kafka.unreadable, key=lambda fault: fault.dead_lettered)[:EXAMPLES]
+        return cls(
+            topics=kafka.topics,
+            messages=kafka.messages,
+            records=kafka.records,
+            distinct=int(kafka.known.inside.sum()),
+            unreadable=len(kafka.unreadable) - len(excused),
+            unreadable_dead_lettered=len(excused),
+            unreadable_messages=[
+                {**fault.place._asdict(), "reason": fault.reason, "dead_lettered": fault.dead_lettered}
+                for fault in named
+            ],
+            dead_letters=kafka.dead_letters.messages,
+            undecodable_dead_letters=len(kafka.dead_letters.undecodable),
+            undecodable_dead_letter_origins=[place._asdict() for place in kafka.dead_letters.undecodable[:EXAMPLES]],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class SignalReport:
+    kafka: InKafka
+    stores: dict[str, Findings]
+
+    @property
+    def clean(self) -> bool:
+        return not self.kafka.unreadable and all(findings.clean for findings in self.stores.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Clean where every event_id of the window is in every store of its signal, or excused, and seen once."""
+
+    window: Window
+    signals: dict[Signal, SignalReport]
+
+    @property
+    def clean(self) -> bool:
+        return all(signal.clean for signal in self.signals.values())
+
+    @property
+    def verdict(self) -> Literal["clean", "difference"]:
+        return "clean" if self.clean else "difference"
+
+    def as_dict(self) -> dict[str, Any]:
+        """`{"verdict", "window": {"from", "to"}, "signals": {<signal>: {"kafka": {…}, "stores": {<store>: {…}}}}}`."""
+        return {
+            "verdict": self.verdict,
+            "window": self.window.as_dict(),
+            "signals": {
+                name: {
+                    "kafka": signal.kafka.as_dict(),
+                    "stores": {store: findings.as_dict() for store, findings in signal.stores.items()},
+                }
+                for name, signal in self.signals.items()
+            },
+        }
+
+    def show(self, console: Console) -> None:
+        """A table, what differs by receipt minute and by name, and a line with the verdict."""
+        console.print(self._table())
+        for name, signal in self.signals.items():
+            console.print(_unreadable(name, signal.kafka))
+            for store, findings in signal.stores.items():
+                console.print(_differences(f"{name} in {store}", findings))
+        differing = [
+            where
+            for name, signal in self.signals.items()
+            for where, clean in (
+                (f"{name} in Kafka", not signal.kafka.unreadable),
+                *((f"{name} in {store}", findings.clean) for store, findings in signal.stores.items()),
+            )
+            if not clean
+        ]
+        console.print(
+            "Clean: nothing is missing and nothing is doubled."
+            if self.clean
+            else f"Difference in {', '.join(differing)}.",
+            style="green" if self.clean else "bold red",
+        )
+
+    def _table(self) -> Table:
+        table = Table()
+        for heading in ("signal", "messages", "records", "distinct", "unreadable", "store", *COLUMNS):
+            table.add_column(heading.replace("_", " "), justify="left" if heading in ("signal", "store") else "right")
+        for name, signal in self.signals.items():
+            kafka = signal.kafka
+            counts = [f"{n:,}" for n in (kafka.messages, kafka.records, kafka.distinct, kafka.unreadable)]
+            for number, (store, findings) in enumerate(signal.stores.items()):
+                left = ["", "", "", "", ""] if number else [name, *counts]
+                table.add_row(*left, store, *(f"{getattr(findings, column):,}" for column in COLUMNS))
+        return table
+
+
+def _unreadable(name: str, kafka: InKafka) -> RenderableType:
+    return Group(
+        *(
+            f"{name}: {fault['topic']} [{fault['partition']}] @ {fault['offset']} is unreadable"
+            f"{' (dead-lettered)' if fault['dead_lettered'] else ''}: {fault['reason']}."
+            for fault in kafka.unreadable_messages
+        )
+    )
+
+
+def _differences(where: str, findings: Findings) -> RenderableType:
+    lines = []
+    for minute in findings.by_minute:
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in minute.items() if kind != "minute" and count)
+        lines.append(f"{where}, received {minute['minute']}: {counts}")
+    for kind in ("missing", "extra", "duplicates"):
+        for example in findings.examples.get(kind, []):
+            place = f"{example['topic']} [{example['partition']}] @ {example['offset']}" if "topic" in example else ""
+            lines.append(f"{where}: {kind}: {example['event_id']} {place or example.get('received_time', '')}".rstrip())
+    return Group(*lines)

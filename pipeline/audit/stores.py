@@ -1,0 +1,197 @@
+"""What readers of the stores see: an id and a receipt time a row, streamed through the views that readers use."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+
+from pipeline import clickhouse
+from pipeline.audit.decode import KINDS, Signal
+from pipeline.audit.ledger import Known
+from pipeline.audit.sets import ID, Bools, Ints, Rows
+from pipeline.audit.window import Window
+from pipeline.errors import Misconfigured, Rejected
+from pipeline.settings import Settings
+from pipeline.timescale import connection
+
+VIEWS: dict[Signal, str] = {"logs": "logs", "traces": "traces", "metrics": "metrics"}
+TABLES = {  # of PostgreSQL, by kind of point
+    "gauge": "metrics_points",
+    "sum": "metrics_points",
+    "histogram": "metrics_histograms",
+    "exponential_histogram": "metrics_exponential_histograms",
+    "summary": "metrics_summaries",
+}
+ROWS_AT_ONCE = 1 << 16
+POINTS_AT_ONCE = 5000
+EPOCH_2000_US = 946_684_800 * 10**6
+# Source: PostgreSQL documentation, COPY, "Binary Format".
+COPY_HEADER_BYTES = 19
+COPY_ROW = np.dtype([("fields", ">i2"), ("id_size", ">i4"), ("id", ID), ("time_size", ">i4"), ("time", ">i8")])
+
+
+class Store(Protocol):
+    """One store of one signal. Every call raises Unavailable where it is away, Misconfigured where it lacks a table."""
+
+    name: str
+
+    def rows(self, received: Window) -> Iterator[Rows]:
+        """Every row that readers see and that was received in the window, in any order, in pieces."""
+        ...
+
+    def count(self, received: Window) -> int:
+        """How many those are."""
+        ...
+
+    def superseded(self, known: Known, places: Ints) -> Bools:
+        """Of the ids at `places` of `known`: whose row another id holds, of a later receipt, or the same and greater.
+
+        Never so where a row is kept for every id.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def of(signal: Signal, settings: Settings) -> Iterator[Store]:
+    """The stores that keep the signal, one after the other; each must be closed."""
+    yield ClickHouse(settings, VIEWS[signal])
+    if signal == "metrics":
+        yield Postgres(settings)
+
+
+class ClickHouse:
+    name = "clickhouse"
+
+    def __init__(self, settings: Settings, view: str) -> None:
+        self._view = view
+        self._client = clickhouse.connect(settings.clickhouse)
+
+    def rows(self, received: Window) -> Iterator[Rows]:
+        query = f"""
+            SELECT
+                reinterpretAsInt64(substring(unhex(event_id), 1, 8)),
+                reinterpretAsInt64(substring(unhex(event_id), 9, 8)),
+                toUnixTimestamp64Micro(received_time)
+            FROM {self._view} WHERE {self._in(received)}
+        """  # noqa: S608  # a view of ours and two integers
+        with self._translated(), self._client.query_np_stream(query) as blocks:
+            for block in blocks:
+                halves = np.ascontiguousarray(block[:, :2], dtype="<i8")
+                yield Rows(halves.view(ID).reshape(-1), np.ascontiguousarray(block[:, 2], dtype=np.int64))
+
+    def count(self, received: Window) -> int:
+        with self._translated():
+            answer = self._client.command(f"SELECT count() FROM {self._view} WHERE {self._in(received)}")  # noqa: S608
+        return int(str(answer))
+
+    def superseded(self, known: Known, places: Ints) -> Bools:
+        return np.zeros(len(places), bool)
+
+    def close(self) -> None:
+        self._client.close()
+
+    @staticmethod
+    def _in(received: Window) -> str:
+        time = "toUnixTimestamp64Micro(received_time)"
+        bounds = ((f"{time} >=", received.start_us), (f"{time} <", received.end_us))
+        return " AND ".join(f"{test} {bound}" for test, bound in bounds if bound is not None) or "true"
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            with clickhouse.translated():
+                yield
+        except (clickhouse.Error, Rejected) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise Misconfigured(f"ClickHouse cannot read {self._view}: {reason} Run `pipeline migrate up`.") from error
+
+
+class Postgres:
+    name = "postgres"
+
+    def __init__(self, settings: Settings) -> None:
+        self._connection = connection.connect(settings.postgres)
+
+    def rows(self, received: Window) -> Iterator[Rows]:
+        for table in sorted(set(TABLES.values())):
+            query = f"COPY (SELECT event_id, received_time FROM {table} WHERE {self._in(received)}) TO STDOUT (FORMAT BINARY)"  # noqa: S608, E501
+            with self._translated(), self._connection.cursor() as cursor, cursor.copy(query.encode()) as copy:
+                pieces = bytearray()
+                for piece in copy:
+                    pieces += piece
+                    if len(pieces) >= ROWS_AT_ONCE * COPY_ROW.itemsize:
+                        yield from _copied(pieces)
+                        pieces = bytearray(COPY_HEADER_BYTES)
+                yield from _copied(pieces)
+
+    def count(self, received: Window) -> int:
+        total = 0
+        for table in sorted(set(TABLES.values())):
+            with self._translated():
+                query = f"SELECT count(*) FROM {table} WHERE {self._in(received)}"  # noqa: S608
+                total += (self._connection.execute(query.encode()).fetchone() or (0,))[0]
+        return total
+
+    def superseded(self, known: Known, places: Ints) -> Bools:
+        points = known.points
+        found = np.zeros(len(places), bool)
+        if points is None:
+            return found
+        table_of = np.array([TABLES[kind] for kind in KINDS])[points.kind[places]]
+        for table in np.unique(table_of):
+            rows = np.flatnonzero(table_of == table)
+            for first in range(0, len(rows), POINTS_AT_ONCE):
+                part = rows[first : first + POINTS_AT_ONCE]
+                found[part] = self._superseded(str(table), known, places[part])
+        return found
+
+    def _superseded(self, table: str, known: Known, places: Ints) -> Bools:
+        assert known.points is not None
+        query = f"""
+            SELECT asked.number - 1
+            FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::uuid[])
+                WITH ORDINALITY AS asked (series_id, time_us, received_us, event_id, number)
+            JOIN {table} AS held
+                ON held.series_id = asked.series_id
+                AND held.time = timestamptz 'epoch' + asked.time_us * interval '1 microsecond'
+            WHERE held.event_id <> asked.event_id
+                AND (held.received_time, held.event_id)
+                    >= (timestamptz 'epoch' + asked.received_us * interval '1 microsecond', asked.event_id)
+        """  # noqa: S608
+        ids = [bytes(one).ljust(16, b"\0").hex() for one in known.ids[places]]
+        columns = known.points.series_id[places], known.points.time_us[places], known.received_us[places]
+        with self._translated():
+            answer = self._connection.execute(query.encode(), (*(column.tolist() for column in columns), ids))
+            numbers = [row[0] for row in answer]
+        found = np.zeros(len(places), bool)
+        found[numbers] = True
+        return found
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @staticmethod
+    def _in(received: Window) -> str:
+        time = "received_time {} timestamptz 'epoch' + {} * interval '1 microsecond'"
+        bounds = ((">=", received.start_us), ("<", received.end_us))
+        return " AND ".join(time.format(test, bound) for test, bound in bounds if bound is not None) or "true"
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            with connection.translated():
+                yield
+        except (connection.Error, Rejected) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise Misconfigured(f"PostgreSQL cannot read the metrics: {reason} Run `pipeline migrate up`.") from error
+
+
+def _copied(pieces: bytearray) -> Sequence[Rows]:
+    """The rows of binary COPY output that starts with a header and may end with a trailer."""
+    count = (len(pieces) - COPY_HEADER_BYTES) // COPY_ROW.itemsize
+    if count < 1:
+        return ()
+    rows = np.frombuffer(pieces, COPY_ROW, count, COPY_HEADER_BYTES)
+    return [Rows(rows["id"].copy(), rows["time"].astype(np.int64) + EPOCH_2000_US)]

@@ -1,0 +1,197 @@
+"""What the topics of one signal hold: the raw ones, local and mirrored, and their dead letters."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from pipeline.audit import decode
+from pipeline.audit.decode import Signal
+from pipeline.audit.ledger import Known, Ledger, Place
+from pipeline.audit.sets import ID, Bools, Ids, ids_of, locate
+from pipeline.audit.window import Window
+from pipeline.errors import Misconfigured, Rejected
+from pipeline.kafka.reader import Message, Range, Reader
+
+Progress = Callable[[str, int, int | None], None]  # what is read, how much of it, of how much where that is known
+
+# Kafka's timestamp is the receipt time but for the moment between the two and the clocks of several gateways
+PADDING_US = 60 * 10**6
+STORE_OF_WRITER = {b"pg_writer": "postgres", b"ch_writer": "clickhouse"}
+EVERY_STORE = "*"
+FAR_US = 253_402_300_800 * 10**6  # the year 10000
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A raw message whose records cannot be told, or are not as many as its header promises."""
+
+    place: Place
+    reason: str
+    dead_lettered: bool
+
+
+@dataclass(slots=True)
+class DeadLetters:
+    """The dead letters of a signal. `ids`: by the store whose writer gave up, EVERY_STORE where nobody says."""
+
+    messages: int = 0
+    origins: set[Place] = field(default_factory=set)
+    undecodable: list[Place] = field(default_factory=list)  # where they came from
+    ids: dict[str, Ids] = field(default_factory=dict)
+
+    def of(self, ids: Ids, store: str) -> Bools:
+        """Which of `ids` were dead-lettered on their way to `store`."""
+        found = np.zeros(len(ids), bool)
+        for who in (store, EVERY_STORE):
+            found |= locate(self.ids.get(who, np.empty(0, ID)), ids)[1]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Kafka:
+    """What Kafka holds of one signal, read once. `messages` and `records` are those of the window."""
+
+    signal: Signal
+    topics: tuple[str, ...]
+    ranges: list[Range]
+    messages: int
+    records: int
+    known: Known
+    unreadable: list[Unreadable]
+    dead_letters: DeadLetters
+    horizon_us: int  # a row received before it may have lost its message to retention; 0: none may
+
+
+def names(topics: dict[str, int], signal: Signal) -> tuple[str, ...]:
+    """The signal's raw topics of this cluster: its own, then the mirrored ones."""
+    raw = f"{signal}_raw"
+    mirrored = re.compile(rf"[a-z][a-z0-9_-]*\.{raw}")
+    return raw, *sorted(name for name in topics if mirrored.fullmatch(name))
+
+
+def demand(topics: dict[str, int], signals: Sequence[Signal]) -> None:
+    """Raise Misconfigured with every signal whose topic the cluster has not."""
+    missing = [f"{signal}_raw" for signal in signals if f"{signal}_raw" not in topics]
+    if missing:
+        raise Misconfigured(
+            [
+                f"Kafka has no topic {name}: run `pipeline topics apply`, or correct kafka.bootstrap_servers."
+                for name in missing
+            ]
+        )
+
+
+def read(reader: Reader, signal: Signal, window: Window, progress: Progress) -> Kafka:
+    """The window, and a minute on either side of it so that its edges are not taken for differences."""
+    present = reader.topics()
+    topics = names(present, signal)
+    near = window.padded(PADDING_US)
+    retained = reader.retained(topics)
+    ranges = reader.between(retained, near.start_ms, near.end_ms)
+    ledger = Ledger(signal, topics)
+    faults: list[tuple[Place, str]] = []
+    messages = count = 0
+    for message in _tracked(reader, ranges, f"Kafka: {signal}", progress):
+        inside = bool(window.contains(np.array([message.timestamp_ms * 1000]))[0])
+        place = Place(message.topic, message.partition, message.offset)
+        messages += inside
+        try:
+            records = decode.records(message.value, signal)
+        except Rejected as reason:
+            if inside:
+                faults.append((place, str(reason)))
+            continue
+        promised = message.headers.get("records", b"")
+        if inside and promised != b"%d" % len(records):
+            said = promised.decode(errors="replace")[:20]
+            faults.append((place, f"its header `records` says {said!r}, it holds {len(records)}"))
+        count += len(records) if inside else 0
+        ledger.add(message, records, inside)
+    dead = _dead_letters(reader, signal, [f"{topic}_dlq" for topic in topics if f"{topic}_dlq" in present], window)
+    return Kafka(
+        signal=signal,
+        topics=topics,
+        ranges=ranges,
+        messages=messages,
+        records=count,
+        known=ledger.known(),
+        unreadable=[Unreadable(place, reason, place in dead.origins) for place, reason in faults],
+        dead_letters=dead,
+        horizon_us=_horizon_us(reader, retained),
+    )
+
+
+def elsewhere(reader: Reader, kafka: Kafka, ids: Ids, progress: Progress) -> Bools:
+    """Which of the sorted, distinct `ids` are in the topics outside what was read of them: before it, or come since."""
+    was_read = {(each.topic, each.partition): (each.start, each.end) for each in kafka.ranges}
+    since, before = [], []
+    for now in reader.retained(kafka.topics):
+        start, end = was_read.get((now.topic, now.partition), (now.start, now.start))
+        since.append(replace(now, start=max(now.start, end)))
+        before.append(replace(now, end=min(now.end, start)))
+    found = np.zeros(len(ids), bool)
+    for part in (since, before):  # a partition is read at one place at a time
+        for message in _tracked(reader, part, f"Kafka: {kafka.signal}, outside the window", progress):
+            if found.all():
+                break
+            try:
+                records = decode.records(message.value, kafka.signal)
+            except Rejected:
+                continue  # it is not in the window, and no id can be told from it
+            places, present = locate(ids, ids_of(b"".join([record["event_id"] for record in records])))
+            found[places[present]] = True
+    return found
+
+
+def _tracked(reader: Reader, ranges: list[Range], what: str, progress: Progress) -> Iterator[Message]:
+    total = sum(max(0, each.end - each.start) for each in ranges)
+    done = 0
+
+    def advance(offsets: int) -> None:
+        nonlocal done
+        done += offsets
+        progress(what, done, total)
+
+    progress(what, 0, total)
+    return reader.read(ranges, advance)
+
+
+def _horizon_us(reader: Reader, retained: list[Range]) -> int:
+    """Where messages were removed from a partition, its rows before the first that is left may be theirs."""
+    cut = [each for each in retained if each.start > 0]
+    horizon = 0
+    for first_ms in reader.earliest_ms(cut):
+        if first_ms is None:  # nothing is left: nobody can say how late the last one was
+            return FAR_US
+        horizon = max(horizon, first_ms * 1000 + PADDING_US)
+    return horizon
+
+
+def _dead_letters(reader: Reader, signal: Signal, topics: list[str], window: Window) -> DeadLetters:
+    """From the window's start to now: a message may be dead-lettered long after its receipt."""
+    dead = DeadLetters()
+    ids: dict[str, bytearray] = {}
+    ranges = reader.between(reader.retained(topics), window.start_ms, None)
+    for message in reader.read(ranges):
+        dead.messages += 1
+        origin = _origin(message)
+        if f"{origin.topic}_dlq" == message.topic:  # else it was mirrored here, and its origin is another cluster's
+            dead.origins.add(origin)
+        try:
+            records = decode.records(message.value, signal)
+        except Rejected:
+            dead.undecodable.append(origin)
+            continue
+        store = STORE_OF_WRITER.get(message.headers.get("writer", b""), EVERY_STORE)
+        ids.setdefault(store, bytearray()).extend(b"".join([record["event_id"] for record in records]))
+    dead.ids = {store: np.unique(ids_of(found)) for store, found in ids.items()}
+    return dead
+
+
+def _origin(message: Message) -> Place:
+    """Where a dead letter says it came from; -1 for a number that it does not say."""
+    header = message.headers.get
+    numbers = [int(text) if text.isdigit() else -1 for text in (header("partition", b""), header("offset", b""))]
+    return Place(header("topic", b"").decode(errors="replace"), *numbers)
