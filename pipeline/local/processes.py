@@ -18,6 +18,7 @@ import psutil
 from pipeline.errors import Misconfigured, Unavailable
 
 LOG_TAIL_BYTES = 1500
+GONE_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Runner:
         self._run.mkdir(parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
+        self._bury(process.name)
         with self.log(process.name).open("ab") as log:
             child = subprocess.Popen(
                 process.command,
@@ -111,6 +113,18 @@ class Runner:
         if found.pid in self._children:
             self._children.pop(found.pid).wait()
         (self._run / f"{name}.json").unlink(missing_ok=True)
+
+    def _bury(self, name: str) -> None:
+        """Wait until a killed predecessor is gone from the process table: PostgreSQL takes a zombie for alive."""
+        try:
+            pid = self._noted(name)["pid"]
+        except (FileNotFoundError, json.JSONDecodeError):
+            return
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while psutil.pid_exists(pid) and not self.find(name) and time.monotonic() < deadline:
+            if pid in self._children:
+                self._children[pid].poll()
+            time.sleep(0.05)
 
     def _noted(self, name: str) -> dict[str, Any]:
         noted: dict[str, Any] = json.loads((self._run / f"{name}.json").read_text())
