@@ -28,6 +28,7 @@ class Row:
     superseded: int
     missing: int
     extra: int
+    dead_lettered: int
     failed: int  # given up by exporters, or dropped before them: never sent
 
     def differences(self) -> Iterator[str]:
@@ -40,7 +41,12 @@ class Row:
             yield "nobody looked into Kafka"
         elif self.kafka != self.sent:
             yield f"{self.sent} were sent, {self.kafka} are in Kafka"
-        for count, what in ((self.missing, "missing"), (self.duplicates, "doubled"), (self.extra, "from nowhere")):
+        for count, what in (
+            (self.missing, "missing"),
+            (self.duplicates, "doubled"),
+            (self.extra, "in a store and not in Kafka"),
+            (self.dead_lettered, "dead-lettered"),
+        ):
             if count:
                 yield f"{count} are {what}"
 
@@ -60,7 +66,7 @@ def rows(sent: Counts, failed: Counts, accepted: Counts, audited: Mapping[str, A
             failed=failed[signal],
             **{
                 kind: sum(store.get(kind, 0) for store in stores.values())
-                for kind in ("duplicates", "superseded", "missing", "extra")
+                for kind in ("duplicates", "superseded", "missing", "extra", "dead_lettered")
             },
         )
     return table

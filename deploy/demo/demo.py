@@ -24,14 +24,14 @@ from typing import Any
 
 import closing
 import examples
-import psycopg
 from freshness import Probes, percentile
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from pipeline import clickhouse, errors, settings
+from pipeline import audit, clickhouse, errors, settings
 from pipeline.local import Stack
 from pipeline.settings import Settings
+from pipeline.timescale import connection
 
 SHOP = pathlib.Path(__file__).parent / "shop" / "run.py"
 SHOP_STOPS_WITHIN_S = 20.0
@@ -88,7 +88,8 @@ def run(demo: Settings, records: int, seed: int) -> closing.Report:
     try:
         stack.wipe()  # what a demo that was killed has left
         stack.up()
-        return _job(demo, records, seed, started)
+        with clickhouse.translated(), connection.translated():
+            return _job(demo, records, seed, started)
     finally:
         _ignore_signals()
         stack.wipe()
@@ -131,7 +132,7 @@ def _shop(demo: Settings, records: int, seed: int) -> dict[str, Any]:
     """What the shop counted: sent, failed and dropped by signal, and its seconds."""
     http, grpc = (f"{demo.gateway.host}:{port}" for port in (demo.gateway.http_port, demo.gateway.grpc_port))
     command = [
-        sys.executable, SHOP, "--json", "--records", str(records), "--seed", str(seed),
+        sys.executable, str(SHOP), "--json", "--records", str(records), "--seed", str(seed),
         "--otlp-http", f"http://{http}", "--otlp-grpc", grpc,
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE) as shop:
@@ -158,7 +159,7 @@ def _catch_up(demo: Settings, sent: closing.Counts) -> None:
     client = clickhouse.connect(demo.clickhouse)
     deadline = time.monotonic() + CATCH_UP_WITHIN_S
     with (
-        psycopg.connect(demo.postgres.dsn.get_secret_value(), autocommit=True) as postgres,
+        connection.connect(demo.postgres) as postgres,
         stderr.status("writers: catching up") as status,
     ):
         unchanged_since, before = time.monotonic(), -1
@@ -167,7 +168,7 @@ def _catch_up(demo: Settings, sent: closing.Counts) -> None:
                 f"{name} in ClickHouse": sent[name] - client.query(f"SELECT count() FROM {name}").result_rows[0][0]
                 for name in closing.SIGNALS
             }
-            stored = postgres.execute(f"SELECT {POINTS}").fetchone()  # type: ignore[arg-type]
+            stored = postgres.execute(f"SELECT {POINTS}").fetchone()
             left["metrics in PostgreSQL"] = sent["metrics"] - (stored[0] if stored else 0)
             waiting = sum(max(0, number) for number in left.values())
             if waiting == 0:
@@ -186,8 +187,11 @@ def _catch_up(demo: Settings, sent: closing.Counts) -> None:
 def _accepted(demo: Settings) -> Counter[str]:
     """Records by signal that the gateway answered OK, all tenants."""
     url = f"http://{demo.gateway.host}:{demo.gateway.http_port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text = answer.read().decode()
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+    except OSError as error:
+        raise errors.Unavailable(f"The gateway does not answer at {url} ({error}): see its log.") from None
     accepted: Counter[str] = Counter()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -198,25 +202,8 @@ def _accepted(demo: Settings) -> Counter[str]:
 
 def _audit(demo: Settings) -> dict[str, Any]:
     """The audit's finding, from Kafka and the stores alone."""
-    try:
-        from pipeline.audit import audit  # noqa: PLC0415 - until the audit is there
-    except ImportError:
-        return _rows_only(demo)
-    found: dict[str, Any] = audit(demo, closing.SIGNALS).as_dict()
-    return found
-
-
-def _rows_only(demo: Settings) -> dict[str, Any]:
-    """Rows and visible duplicates without a look into Kafka: no proof, and the verdict says so."""
-    client = clickhouse.connect(demo.clickhouse)
-    signals: dict[str, Any] = {}
-    for name in closing.SIGNALS:
-        rows, distinct = client.query(f"SELECT count(), uniqExact(event_id) FROM {name}").result_rows[0]
-        signals[name] = {"stores": {"clickhouse": {"rows": rows, "duplicates": rows - distinct}}}
-    with psycopg.connect(demo.postgres.dsn.get_secret_value()) as postgres:
-        stored = postgres.execute(f"SELECT {POINTS}").fetchone()  # type: ignore[arg-type]
-    signals["metrics"]["stores"]["postgres"] = {"rows": stored[0] if stored else 0}
-    return {"verdict": "not proven, this version has no audit", "signals": signals}
+    with audit.progress_bars() as progress:
+        return audit.audit(demo, progress=progress).as_dict()
 
 
 def _home(loaded: Settings) -> pathlib.Path:

@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import psycopg
 from clickhouse_connect.driver.client import Client
 
 from pipeline import clickhouse
 from pipeline.settings import Settings
+from pipeline.timescale import connection
 
 TREE_SPANS = 30  # shown of one trace
 
@@ -56,12 +56,15 @@ class Example(NamedTuple):
 def ask(settings: Settings) -> list[Example]:
     """All four, answered now."""
     client = clickhouse.connect(settings.clickhouse)
-    return [
-        _tree(client),
-        _clickhouse(client, "Errors that checkout logged last", ERRORS),
-        _postgres(settings, "p99 of an order's duration by minute", P99),
-        _clickhouse(client, "Metrics with most points", TOP),
-    ]
+    try:
+        return [
+            _tree(client),
+            _clickhouse(client, "Errors that checkout logged last", ERRORS),
+            _postgres(settings, "p99 of an order's duration by minute", P99),
+            _clickhouse(client, "Metrics with most points", TOP),
+        ]
+    finally:
+        client.close_connections()  # of the pool that all clients share: a server that stops waits 5 s for open ones
 
 
 def _clickhouse(client: Client, title: str, sql: str) -> Example:
@@ -70,8 +73,8 @@ def _clickhouse(client: Client, title: str, sql: str) -> Example:
 
 
 def _postgres(settings: Settings, title: str, sql: str) -> Example:
-    with psycopg.connect(settings.postgres.dsn.get_secret_value()) as connection:
-        answer = connection.execute(sql)
+    with connection.connect(settings.postgres) as postgres:
+        answer = postgres.execute(sql.encode())
         return Example(
             title, "PostgreSQL", sql, [column.name for column in answer.description or []], answer.fetchall()
         )

@@ -2,19 +2,19 @@
 
 import http.client
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
 
-import psycopg
-
 from pipeline import clickhouse
 from pipeline.settings import Settings
+from pipeline.timescale import connection
 
 SERVICE = "freshness-probe"
 METRIC = "probe.number"
 EVERY_S = 0.5
-LOOK_EVERY_S = 0.05  # what a measured age can be too high by, beside the query itself
+LOOK_EVERY_S = 0.1  # what a measured age can be too high by, beside the query itself
 SEND_WITHIN_S = 60.0
 
 LOGS_SEEN = "SELECT toInt64(attributes['probe.number']) FROM logs WHERE service = 'freshness-probe'"
@@ -42,6 +42,7 @@ class Probes:
         ]
 
     def start(self) -> None:
+        logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # a store that is away is asked again
         for thread in (self._sender, *self._lookers):
             thread.start()
 
@@ -116,8 +117,8 @@ class Probes:
         return lambda: {row[0] for row in client.query(LOGS_SEEN).result_rows}
 
     def _points_seen(self) -> Callable[[], set[int]]:
-        connection = psycopg.connect(self._settings.postgres.dsn.get_secret_value(), autocommit=True)
-        return lambda: {row[0] for row in connection.execute(POINTS_SEEN).fetchall()}
+        postgres = connection.connect(self._settings.postgres)
+        return lambda: {row[0] for row in postgres.execute(POINTS_SEEN).fetchall()}
 
 
 def percentile(values: list[float], percent: int) -> float | None:
