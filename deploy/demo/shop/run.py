@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import pathlib
 import random
 import signal
@@ -155,12 +156,16 @@ def run(arguments: argparse.Namespace, counts: pathlib.Path, stop: threading.Eve
 
 
 def _watch(services: Services, records: int, stop: threading.Event) -> list[str]:
-    """Wait until the services have emitted `records`; return those that died meanwhile."""
+    """Wait until the services have emitted `records` or our parent is gone; return those that died meanwhile."""
+    parent = os.getppid()
     clients = [Client(address) for address in services.addresses.values()]
     with _progress(records) as show:
         while not stop.wait(0.1):
             if dead := services.dead():
                 return dead
+            if os.getppid() != parent:
+                stop.set()
+                break
             emitted = 0
             for client in clients:
                 with contextlib.suppress(OSError, http.client.HTTPException):  # died: the next round says who
