@@ -1,9 +1,9 @@
 """The audit's answer, for programs and for people."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 
 from pipeline.audit.decode import Signal
@@ -11,7 +11,8 @@ from pipeline.audit.findings import EXAMPLES, Findings
 from pipeline.audit.topics import Kafka
 from pipeline.audit.window import Window
 
-COLUMNS = ("rows", "missing", "extra", "duplicates", "timeless_twins", "superseded", "dead_lettered", "expired")
+KAFKA_ROWS = ("messages", "records", "distinct", "unreadable")
+STORE_ROWS = ("rows", "missing", "extra", "duplicates", "timeless_twins", "superseded", "dead_lettered", "expired")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class InKafka:
     dead-lettered are counted apart. `undecodable_dead_letters` cannot be matched by id, only by where they came from.
     """
 
-    topics: tuple[str, ...]
+    topics: list[str]
     messages: int
     records: int
     distinct: int
@@ -38,7 +39,7 @@ class InKafka:
         excused = [fault for fault in kafka.unreadable if fault.dead_lettered]
         named = sorted(kafka.unreadable, key=lambda fault: fault.dead_lettered)[:EXAMPLES]
         return cls(
-            topics=kafka.topics,
+            topics=list(kafka.topics),
             messages=kafka.messages,
             records=kafka.records,
             distinct=int(kafka.known.inside.sum()),
@@ -54,7 +55,7 @@ class InKafka:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +100,13 @@ class Report:
     def show(self, console: Console) -> None:
         """A table, what differs by receipt minute and by name, and a line with the verdict."""
         console.print(self._table())
+        lines: list[str] = []
         for name, signal in self.signals.items():
-            console.print(_unreadable(name, signal.kafka))
+            lines += _unreadable(name, signal.kafka)
             for store, findings in signal.stores.items():
-                console.print(_differences(f"{name} in {store}", findings))
+                lines += _differences(f"{name} in {store}", findings)
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         differing = [
             where
             for name, signal in self.signals.items()
@@ -117,38 +121,40 @@ class Report:
             if self.clean
             else f"Difference in {', '.join(differing)}.",
             style="green" if self.clean else "bold red",
+            soft_wrap=True,
         )
 
     def _table(self) -> Table:
-        table = Table()
-        for heading in ("signal", "messages", "records", "distinct", "unreadable", "store", *COLUMNS):
-            table.add_column(heading.replace("_", " "), justify="left" if heading in ("signal", "store") else "right")
+        """A column for each store of a signal: four fit into 80 characters."""
+        table = Table(show_edge=False)
+        table.add_column("")
+        columns: list[list[int]] = []
         for name, signal in self.signals.items():
-            kafka = signal.kafka
-            counts = [f"{n:,}" for n in (kafka.messages, kafka.records, kafka.distinct, kafka.unreadable)]
-            for number, (store, findings) in enumerate(signal.stores.items()):
-                left = ["", "", "", "", ""] if number else [name, *counts]
-                table.add_row(*left, store, *(f"{getattr(findings, column):,}" for column in COLUMNS))
+            for store, findings in signal.stores.items():
+                table.add_column(f"{name}\n{store}", justify="right")
+                counts = [getattr(signal.kafka, row) for row in KAFKA_ROWS]
+                columns.append(counts + [getattr(findings, row) for row in STORE_ROWS])
+        for row, across in zip((*KAFKA_ROWS, *STORE_ROWS), zip(*columns, strict=True), strict=True):
+            where = "Kafka: " if row in KAFKA_ROWS else ""
+            table.add_row(where + row.replace("_", " "), *(f"{count:,}" for count in across))
         return table
 
 
-def _unreadable(name: str, kafka: InKafka) -> RenderableType:
-    return Group(
-        *(
-            f"{name}: {fault['topic']} [{fault['partition']}] @ {fault['offset']} is unreadable"
-            f"{' (dead-lettered)' if fault['dead_lettered'] else ''}: {fault['reason']}."
-            for fault in kafka.unreadable_messages
-        )
-    )
+def _unreadable(name: str, kafka: InKafka) -> list[str]:
+    return [
+        f"{name}: {fault['topic']} [{fault['partition']}] @ {fault['offset']} is unreadable"
+        f"{' (dead-lettered)' if fault['dead_lettered'] else ''}: {fault['reason']}."
+        for fault in kafka.unreadable_messages
+    ]
 
 
-def _differences(where: str, findings: Findings) -> RenderableType:
+def _differences(where: str, findings: Findings) -> list[str]:
     lines = []
     for minute in findings.by_minute:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in minute.items() if kind != "minute" and count)
         lines.append(f"{where}, received {minute['minute']}: {counts}")
     for kind in ("missing", "extra", "duplicates"):
-        for example in findings.examples.get(kind, []):
+        for example in findings.examples[kind]:
             place = f"{example['topic']} [{example['partition']}] @ {example['offset']}" if "topic" in example else ""
             lines.append(f"{where}: {kind}: {example['event_id']} {place or example.get('received_time', '')}".rstrip())
-    return Group(*lines)
+    return lines

@@ -18,8 +18,10 @@ from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
 SILENCE_S = 30.0
-AT_ONCE = 500
-FETCHED_KBYTES = 4096  # of one partition, waiting to be read; librdkafka's own default is 64 MB
+AT_ONCE = 100
+# librdkafka would hold 64 MB of every partition, and unpack 50 MB of compressed messages at once
+FETCHED_KBYTES = 4096
+FETCH_BYTES = 4 * 1024 * 1024
 
 
 class Message(NamedTuple):
@@ -112,6 +114,7 @@ class Reader:
                 "auto.offset.reset": "error",
                 "check.crcs": True,
                 "queued.max.messages.kbytes": FETCHED_KBYTES,
+                "fetch.max.bytes": FETCH_BYTES,
                 "log_level": 0,
             }
         )
