@@ -10,12 +10,12 @@ from pipeline import clickhouse
 from pipeline.settings import Settings
 from pipeline.timescale import connection
 
-TREE_SPANS = 30  # shown of one trace
+TREE_SPANS = 40  # shown of one trace
 
 TRACE = """\
 WITH (
-    SELECT trace_id FROM traces WHERE status = 'error' AND service != ''
-    GROUP BY trace_id ORDER BY uniqExact(service) DESC, count() DESC, trace_id LIMIT 1
+    SELECT trace_id FROM traces GROUP BY trace_id HAVING countIf(status = 'error') > 0
+    ORDER BY uniqExact(service) DESC, count(), trace_id LIMIT 1
 ) AS failed
 SELECT span_id, parent_span_id, service, name, status, round(duration_ns / 1e6, 2) AS ms, status_message
 FROM traces WHERE trace_id = failed ORDER BY start_time, span_id"""

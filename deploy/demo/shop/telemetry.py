@@ -184,7 +184,7 @@ def _exporters(endpoint: str, tally: Tally) -> tuple[Any, Any, Any]:
     )
 
 
-def _counting(exporter: type, signal: str, tally: Tally) -> Callable[..., Any]:
+def _counting(exporter: Any, signal: str, tally: Tally) -> Callable[..., Any]:
     """The stock exporter, its answers counted. Points are counted here at their source too: the SDK has no queue."""
 
     def export(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
