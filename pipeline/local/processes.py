@@ -25,14 +25,13 @@ GONE_WITHIN_S = 10.0
 class Process:
     """How to run one process of the stack.
 
-    `ready` raises (anything) until the process serves; `ports` are those it listens on; `user` is who runs it, where
-    that is not us; `stop` is the signal for an orderly end, within `stop_within_s`.
+    `ready` raises (anything) until the process serves; `user` is who runs it, where that is not us; `stop` is the
+    signal for an orderly end, within `stop_within_s`.
     """
 
     name: str
     command: Sequence[str | os.PathLike[str]]
     ready: Callable[[], None]
-    ports: Sequence[int]
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     user: str | None = None
     stop: signal.Signals = signal.SIGTERM
@@ -157,14 +156,14 @@ class Runner:
             return f"{file.read().decode(errors='replace')}\nwhole log: {log}"
 
 
-def check_ports(processes: Sequence[Process]) -> None:
-    """Raise Misconfigured naming each port that somebody else listens on, and who."""
+def check_ports(wanted: Mapping[str, Sequence[int]]) -> None:
+    """Raise Misconfigured naming each port, of those `wanted` by process, that somebody listens on, and who."""
     owners = {
         connection.laddr.port: connection.pid
         for connection in psutil.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr
     }
-    taken = [(port, process.name, owners[port]) for process in processes for port in process.ports if port in owners]
+    taken = [(port, name, owners[port]) for name, ports in wanted.items() for port in ports if port in owners]
     if taken:
         raise Misconfigured([
             f"Port {port} for {name} is in use by {_owner(pid)}: stop that, or choose another port in the settings."

@@ -14,9 +14,11 @@ import uuid
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import psutil
 import psycopg
 from confluent_kafka.admin import AdminClient
 
+from pipeline.errors import Misconfigured
 from pipeline.local import parts
 from pipeline.local.processes import Process, group_of
 from pipeline.settings import ClickHouseSettings, KafkaSettings, LocalSettings, PostgresSettings
@@ -28,13 +30,13 @@ JVM = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # a fast star
 
 def kafka(settings: KafkaSettings, local: LocalSettings, tell: Tell) -> Process:
     """One KRaft broker at settings.bootstrap_servers, its controller one port higher."""
-    port = int(settings.bootstrap_servers.rpartition(":")[2])
+    port, controller = kafka_ports(settings)
     jars, home = parts.kafka_jars(local.parts, tell), local.home / "kafka"
     config = home / "server.properties"
     java = ["java", *JVM, f"-Dlog4j2.configurationFile={parts.DEPLOY / 'kafka' / 'log4j2.yaml'}", "-cp", f"{jars}/*"]
     home.mkdir(parents=True, exist_ok=True)
     template = (parts.DEPLOY / "kafka" / "server.properties").read_text()
-    config.write_text(template.format(port=port, controller=port + 1, data=home / "data"))
+    config.write_text(template.format(port=port, controller=controller, data=home / "data"))
     if not (home / "data" / "meta.properties").exists():
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         format_storage = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
@@ -45,7 +47,13 @@ def kafka(settings: KafkaSettings, local: LocalSettings, tell: Tell) -> Process:
         if not admin.list_topics(timeout=1).brokers:
             raise ConnectionError("no broker yet")
 
-    return Process("kafka", [*java, "kafka.Kafka", str(config)], ready, [port, port + 1])
+    return Process("kafka", [*java, "kafka.Kafka", str(config)], ready)
+
+
+def kafka_ports(settings: KafkaSettings) -> tuple[int, int]:
+    """The broker's port, and its controller's one higher."""
+    port = int(settings.bootstrap_servers.rpartition(":")[2])
+    return port, port + 1
 
 
 def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Process:
@@ -55,29 +63,10 @@ def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Pr
     home = _enterable(local.home / "postgres")
     binaries, data = parts.postgres_binaries(_enterable(local.parts), tell), home / "data"
     if not data.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        if user:
-            who = pwd.getpwnam(user)
-            os.chown(home, who.pw_uid, who.pw_gid)
-        initdb: list[str | pathlib.Path] = [
-            binaries / "initdb",
-            "-D",
-            data,
-            "-U",
-            str(dsn["user"]),
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-locale",
-        ]
-        groups: list[str] | None = [] if user else None
-        subprocess.run(
-            initdb, check=True, stdout=subprocess.DEVNULL, user=user, group=group_of(user), extra_groups=groups, cwd="/"
-        )
-    port = int(str(dsn.get("port", 5432)))
+        _initdb(binaries, data, user, str(dsn["user"]))
+    _drop_stale_lock(data)
     command: list[str | pathlib.Path] = [
-        binaries / "postgres", "-D", data, "-p", str(port), "-k", "",
+        binaries / "postgres", "-D", data, "-p", str(postgres_port(settings)), "-k", "",
         "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=256MB", "-c", "max_wal_size=2GB",
     ]  # fmt: skip
 
@@ -89,27 +78,75 @@ def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Pr
                 name = psycopg.sql.Identifier(str(dsn["dbname"]))
                 connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(name))
 
-    return Process("postgres", command, ready, [port], user=user, stop=signal.SIGINT)
+    return Process("postgres", command, ready, user=user, stop=signal.SIGINT)
+
+
+def postgres_port(settings: PostgresSettings) -> int:
+    return int(str(psycopg.conninfo.conninfo_to_dict(settings.dsn.get_secret_value()).get("port", 5432)))
+
+
+def _initdb(binaries: pathlib.Path, data: pathlib.Path, user: str | None, superuser: str) -> None:
+    fresh = data.with_name("fresh")  # renamed when it is whole: a killed initdb leaves nothing that counts as data
+    shutil.rmtree(fresh, ignore_errors=True)
+    data.parent.mkdir(parents=True, exist_ok=True)
+    if user:
+        who = pwd.getpwnam(user)
+        os.chown(data.parent, who.pw_uid, who.pw_gid)
+    subprocess.run(
+        [binaries / "initdb", "-D", fresh, "-U", superuser, "-A", "trust", "-E", "UTF8", "--no-locale"],
+        check=True, stdout=subprocess.DEVNULL, cwd="/",
+        user=user, group=group_of(user), extra_groups=[] if user else None,
+    )  # fmt: skip
+    fresh.rename(data)
+
+
+def _drop_stale_lock(data: pathlib.Path) -> None:
+    """Remove postmaster.pid where its process is no server of this data: after kill -9 the number may be anybody's."""
+    lock = data / "postmaster.pid"
+    try:
+        owner = psutil.Process(int(lock.read_text().split("\n")[0]))
+        if str(data) in owner.cmdline():
+            return
+    except (psutil.NoSuchProcess, ValueError):
+        pass
+    except FileNotFoundError:
+        return
+    lock.unlink()
 
 
 def _enterable(folder: pathlib.Path) -> pathlib.Path:
-    """`folder`; or as root, below one that the ordinary user cannot enter, a folder of its own in /var/tmp."""
-    if os.geteuid() or all(parent.stat().st_mode & 0o001 for parent in folder.parents if parent.exists()):
+    """`folder`, made; or as root, below one that the ordinary user cannot enter, one of the same name in /var/tmp."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() or all(one.stat().st_mode & 0o001 for one in folder.parents):
+        folder.chmod(0o755)
         return folder
-    return pathlib.Path("/var/tmp") / f"pipeline-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"  # noqa: S108
+    own = pathlib.Path("/var/tmp") / f"pipeline-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"  # noqa: S108
+    own.mkdir(exist_ok=True)
+    if own.is_symlink() or own.stat().st_uid != os.geteuid():
+        raise Misconfigured(f"{own} belongs to somebody else: remove it, or set local.home to a folder all may enter.")
+    own.chmod(0o755)
+    return own / folder.name
 
 
 def clickhouse(settings: ClickHouseSettings, local: LocalSettings) -> Process:
-    """A server at settings.url."""
-    port, home = urlsplit(settings.url).port or 8123, local.home / "clickhouse"
+    """A server at settings.url, with settings.database made."""
+    home = local.home / "clickhouse"
     home.mkdir(parents=True, exist_ok=True)
-    (home / "config.xml").write_text((parts.DEPLOY / "clickhouse.xml").read_text().format(port=port))
+    config = (parts.DEPLOY / "clickhouse.xml").read_text()
+    (home / "config.xml").write_text(config.format(port=clickhouse_port(settings)))
+    make_database = (
+        f"CREATE DATABASE IF NOT EXISTS {settings.database}"  # the setting's pattern leaves nothing to escape
+    )
 
     def ready() -> None:
-        urllib.request.urlopen(f"{settings.url}/ping", timeout=2).close()  # noqa: S310 - the address is ours
+        urllib.request.urlopen(settings.url, make_database.encode(), timeout=2).close()  # noqa: S310 - our own address
 
     command: list[str | pathlib.Path] = [sys.executable, "-m", "pipeline.local.clickhouse_server", home]
-    return Process("clickhouse", command, ready, [port])
+    return Process("clickhouse", command, ready)
+
+
+def clickhouse_port(settings: ClickHouseSettings) -> int:
+    return urlsplit(settings.url).port or 8123
 
 
 def wipe(local: LocalSettings) -> None:

@@ -39,9 +39,11 @@ class Stack:
     def up(self) -> None:
         """Start what does not run, servers first; then topics, migrations, and our own processes."""
         with self._changing():
-            self._start([name for name in SERVERS if not self._runner.find(name)])
-            self._prepare()
-            self._start([name for name in OURS if not self._runner.find(name)])
+            missing = self._missing(NAMES)
+            with self._undone_if_cut_off(missing):
+                self._start([name for name in SERVERS if name in missing])
+                self._prepare()
+                self._start([name for name in OURS if name in missing])
 
     def down(self) -> None:
         """Stop everything: our own processes, then the servers."""
@@ -58,7 +60,9 @@ class Stack:
     def start(self, names: Sequence[str]) -> None:
         """Start those of `names` that do not run, and wait until each is ready."""
         with self._changing():
-            self._start([name for name in NAMES if name in self._known(names) and not self._runner.find(name)])
+            missing = self._missing(self._known(names))
+            with self._undone_if_cut_off(missing):
+                self._start(missing)
 
     def stop(self, names: Sequence[str]) -> None:
         """Stop those of `names` that run."""
@@ -69,7 +73,9 @@ class Stack:
         """Stop and start."""
         with self._changing():
             self._stop(self._known(names))
-            self._start([name for name in NAMES if name in names])
+            missing = self._missing(names)
+            with self._undone_if_cut_off(missing):
+                self._start(missing)
 
     def status(self) -> dict[str, Any]:
         """Every address, and a row for every process; worker processes are rows under their supervisor's name."""
@@ -122,25 +128,35 @@ class Stack:
             raise Misconfigured([f"There is no process {name!r}; there are {', '.join(NAMES)}." for name in unknown])
         return names
 
+    def _missing(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that do not run, in order, once it is sure that nobody else holds their ports."""
+        missing = [name for name in NAMES if name in names and not self._runner.find(name)]
+        check_ports({name: self._ports(name) for name in missing})
+        return missing
+
+    @contextlib.contextmanager
+    def _undone_if_cut_off(self, names: Sequence[str]) -> Iterator[None]:
+        """Whatever ends the block early, Ctrl-C included, stops `names` again."""
+        try:
+            yield
+        except BaseException:
+            self._stop(names)
+            raise
+
     def _start(self, names: Sequence[str]) -> None:
-        """Start side by side; whatever ends this early, Ctrl-C included, stops what it began."""
+        """Start side by side."""
         if not names:
             return
         with ThreadPoolExecutor(len(names)) as pool:
-            processes = list(pool.map(self._process, names))
-            check_ports(processes)
             try:
-                for _ in pool.map(self._start_one, processes):
-                    pass
+                list(pool.map(self._start_one, names))
             except BaseException:
-                self._runner.cancelled.set()
-                for process in processes:
-                    self._runner.stop(process.name)
+                self._runner.cancelled.set()  # or the pool would wait for the others to become ready
                 raise
 
-    def _start_one(self, process: Process) -> None:
-        took_s = self._runner.start(process)
-        self._tell(f"{process.name}: ready after {took_s:.1f} s")
+    def _start_one(self, name: str) -> None:
+        took_s = self._runner.start(self._process(name))
+        self._tell(f"{name}: ready after {took_s:.1f} s")
 
     def _stop(self, names: Sequence[str]) -> None:
         for tier in (OURS, SERVERS):
@@ -167,21 +183,31 @@ class Stack:
                 return servers.postgres(own.postgres, own.local, self._tell)
             case "clickhouse":
                 return servers.clickhouse(own.clickhouse, own.local)
-            case "gateway":
-                return self._own("gateway", own.gateway.http_port, [own.gateway.http_port, own.gateway.grpc_port])
-            case "pg_writer":
-                return self._own(name, own.pg_writer.health_port, _health_ports(own.pg_writer))
             case _:
-                return self._own(name, own.ch_writer.health_port, _health_ports(own.ch_writer))
+                return self._own(name)
 
-    def _own(self, name: str, health_port: int, ports: Sequence[int]) -> Process:
+    def _own(self, name: str) -> Process:
+        health_port = self._ports(name)[0]
+
         def ready() -> None:
             urllib.request.urlopen(f"http://127.0.0.1:{health_port}/readyz", timeout=2).close()
 
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(settings.PREFIX)}
         env = {**inherited, **settings.as_environment(self._settings)}
-        return Process(name, [sys.executable, "-m", "pipeline", name], ready, ports, env)
+        return Process(name, [sys.executable, "-m", "pipeline", name], ready, env)
 
-
-def _health_ports(writer: settings.WriterSettings) -> list[int]:
-    return [writer.health_port + number for number in range(writer.workers)]
+    def _ports(self, name: str) -> list[int]:
+        """Where a process listens; of our own, health comes first."""
+        own = self._settings
+        match name:
+            case "kafka":
+                return [*servers.kafka_ports(own.kafka)]
+            case "postgres":
+                return [servers.postgres_port(own.postgres)]
+            case "clickhouse":
+                return [servers.clickhouse_port(own.clickhouse)]
+            case "gateway":
+                return [own.gateway.http_port, own.gateway.grpc_port]
+            case _:
+                writer: settings.WriterSettings = getattr(own, name)
+                return [writer.health_port + number for number in range(writer.workers)]

@@ -141,7 +141,6 @@ def test_a_server_killed_with_sigkill_starts_again_with_its_data(
     assert read(own) == b"here"
 
 
-@pytest.mark.xfail(reason="servers.postgres leaves a dead server's postmaster.pid where it is")
 def test_postgres_starts_beside_a_stale_lock_file_of_a_recycled_pid(own: Settings) -> None:
     """A postmaster.pid whose number now belongs to another process does not keep PostgreSQL from starting."""
     server = psutil.Process(pids(own)["postgres"])
@@ -193,7 +192,6 @@ def test_status_as_json_has_every_address_and_process(own: Settings) -> None:
         assert row["rss_mb"] > 0
 
 
-@pytest.mark.xfail(reason="an interruption after the servers' tier leaves the servers that this `up` started")
 def test_ctrl_c_leaves_nothing_behind_that_this_up_started(own: Settings) -> None:
     """Interrupted while the gateway starts, `up` ends the servers it had started too."""
     Stack(own, print).down()
@@ -206,7 +204,6 @@ def test_ctrl_c_leaves_nothing_behind_that_this_up_started(own: Settings) -> Non
     assert pids(own) == {}
 
 
-@pytest.mark.xfail(reason="ports of our own processes are looked at after the servers were started")
 def test_up_tells_of_every_taken_port_before_it_starts_anything(own: Settings) -> None:
     """Ports of servers and of our own processes that are taken are told at once, and nothing is started."""
     stack = Stack(own, print)
@@ -221,6 +218,7 @@ def test_up_tells_of_every_taken_port_before_it_starts_anything(own: Settings) -
 
 def listening(port: int) -> socket.socket:
     stranger = socket.socket()
+    stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left is still warm
     stranger.bind(("127.0.0.1", port))
     stranger.listen()
     return stranger
