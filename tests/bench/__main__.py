@@ -194,9 +194,12 @@ def bare_copy(dsn: str, records: int) -> float:
         connection.execute("CREATE TABLE bare (LIKE metrics_points INCLUDING ALL)")
         started = time.perf_counter()
         for batch in batches:
-            with connection.transaction(), connection.cursor() as cursor:
-                with cursor.copy("COPY bare FROM STDIN (FORMAT BINARY)") as copy:
-                    copy.write(batch)
+            with (
+                connection.transaction(),
+                connection.cursor() as cursor,
+                cursor.copy("COPY bare FROM STDIN (FORMAT BINARY)") as copy,
+            ):
+                copy.write(batch)
         seconds = time.perf_counter() - started
         connection.execute("DROP TABLE bare")
     return len(batches) * 20_000 / seconds

@@ -37,7 +37,9 @@ class FakePublisher:
             raise Unavailable(self.away)
         return self._partitions
 
-    def publish(self, topic: str, partition: int, value: bytes, headers: Headers) -> "asyncio.Future[Unavailable | None]":
+    def publish(
+        self, topic: str, partition: int, value: bytes, headers: Headers
+    ) -> "asyncio.Future[Unavailable | None]":
         acknowledged: asyncio.Future[Unavailable | None] = asyncio.get_running_loop().create_future()
         self.published.append(Published(topic, partition, value, dict(headers)))
         if self.hold:

@@ -109,7 +109,11 @@ def test_a_client_that_goes_away_takes_nobody_with_it() -> None:
         publisher.release()
         await asyncio.gather(first, staying)
 
-    assert sorted(record["body"] for message in run(scenario).published for record in message.records) == ["a", "b", "c"]
+    assert sorted(record["body"] for message in run(scenario).published for record in message.records) == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def test_messages_carry_the_headers_of_the_design() -> None:

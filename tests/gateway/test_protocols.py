@@ -5,7 +5,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import grpc
@@ -14,7 +14,10 @@ import pytest
 from aiohttp import web
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 from pipeline.gateway import grpc as otlp_grpc
 from pipeline.gateway import http as otlp_http
@@ -65,8 +68,6 @@ def serving() -> Iterator[Gateway]:
         await server.stop(0)
         await runner.cleanup()
 
-    from threading import Event
-
     ready = Event()
     thread = Thread(target=lambda: loop.run_until_complete(main(ready.set)))
     thread.start()
@@ -84,7 +85,7 @@ def running() -> Iterator[Gateway]:
         yield gateway
 
 
-@pytest.fixture()
+@pytest.fixture
 def gateway(running: Gateway) -> Gateway:
     running.publisher.published.clear()
     running.publisher.away = None
@@ -99,7 +100,11 @@ def test_full_success_is_an_empty_answer_in_the_requests_encoding(gateway: Gatew
     plain = gateway.post(request.SerializeToString(), PROTOBUF, path)
     zipped = gateway.post(gzip.compress(request.SerializeToString()), {**PROTOBUF, "content-encoding": "gzip"}, path)
     as_text = gateway.post(as_json(request), JSON, path)
-    assert [(answer.status_code, answer.content) for answer in (plain, zipped, as_text)] == [(200, b""), (200, b""), (200, b"{}")]
+    assert [(answer.status_code, answer.content) for answer in (plain, zipped, as_text)] == [
+        (200, b""),
+        (200, b""),
+        (200, b"{}"),
+    ]
     assert plain.headers["content-type"] == "application/x-protobuf"
     assert as_text.headers["content-type"].startswith("application/json")
     ids = [sorted(r["event_id"] for r in message.records) for message in gateway.publisher.published]
@@ -125,7 +130,9 @@ def spans_with_a_bad_one() -> bytes:
 
 def test_partial_success_counts_and_says_why(gateway: Gateway) -> None:
     """A bad record inside a good request is counted with its reason, and its neighbours are published."""
-    over_http = ExportTraceServiceResponse.FromString(gateway.post(spans_with_a_bad_one(), PROTOBUF, "/v1/traces").content)
+    over_http = ExportTraceServiceResponse.FromString(
+        gateway.post(spans_with_a_bad_one(), PROTOBUF, "/v1/traces").content
+    )
     over_grpc = ExportTraceServiceResponse.FromString(gateway.export(spans_with_a_bad_one(), "trace.v1.TraceService"))
     assert over_http == over_grpc
     assert over_http.partial_success.rejected_spans == 1
@@ -147,7 +154,9 @@ def test_partial_success_counts_and_says_why(gateway: Gateway) -> None:
         (gzip.compress(bytes(50_000_000)), {**PROTOBUF, "content-encoding": "gzip"}, 413, "when decompressed"),
     ],
 )  # fmt: skip
-def test_http_refusals_name_what_was_wrong(gateway: Gateway, body: bytes, headers: dict[str, str], status: int, sentence: str) -> None:
+def test_http_refusals_name_what_was_wrong(
+    gateway: Gateway, body: bytes, headers: dict[str, str], status: int, sentence: str
+) -> None:
     """Each kind of bad request has its status and a sentence in google.rpc.Status."""
     answer = gateway.post(body, headers)
     assert answer.status_code == status

@@ -55,7 +55,7 @@ def test_every_points_table_has_one_key_and_no_other_burden(metrics_database: ps
         assert [name for (name,) in found] == SHARED + columns
         indexes = metrics_database.execute("SELECT indexdef FROM pg_indexes WHERE tablename = %s", (table,)).fetchall()
         assert len(indexes) == 1
-        assert indexes[0][0].endswith("(series_id, \"time\")")
+        assert indexes[0][0].endswith('(series_id, "time")')
         keys = metrics_database.execute(
             "SELECT contype FROM pg_constraint WHERE conrelid = %s::regclass AND contype IN ('f', 'p', 'u')", (table,)
         ).fetchall()
@@ -76,9 +76,7 @@ def test_metrics_joins_points_with_what_their_series_say(metrics_database: psyco
     [series] = new_series(1)
     add_series(metrics_database, series)
     event = uuid.uuid4()
-    metrics_database.execute(
-        "INSERT INTO metrics_points VALUES (%s, %s, %s, 'eu', now(), 2.5)", (START, series, event)
-    )
+    metrics_database.execute("INSERT INTO metrics_points VALUES (%s, %s, %s, 'eu', now(), 2.5)", (START, series, event))
     cursor = metrics_database.execute("SELECT * FROM metrics WHERE metric_name = %s", (f"metric {series}",))
     assert [column.name for column in cursor.description or ()] == [
         "time", "metric_name", "service", "host", "tenant", "region", "type", "unit", "labels", "value", "event_id",

@@ -120,7 +120,9 @@ def traces() -> ExportTraceServiceRequest:
     span.status.code, span.status.message = 2, "out of stock"
     span.events.add(time_unix_nano=T0 + 3, name="exception", attributes=attributes({"exception.type": "KeyError"}))
     span.events.add(name="empty", dropped_attributes_count=4)
-    span.links.add(trace_id=TRACE_ID[::-1], span_id=SPAN_ID, trace_state="c=d", attributes=attributes({"why": "retry"}), flags=1)
+    span.links.add(
+        trace_id=TRACE_ID[::-1], span_id=SPAN_ID, trace_state="c=d", attributes=attributes({"why": "retry"}), flags=1
+    )
     spans.add(trace_id=TRACE_ID, span_id=b"12345678")
     return request
 
@@ -135,14 +137,18 @@ def metrics() -> ExportMetricsServiceRequest:
     common = {"attributes": attributes({"region": "eu"}), "time_unix_nano": T0, "start_time_unix_nano": T0 - 10}
     gauge = scope_metrics.metrics.add(name="queue.length", description="Orders waiting", unit="{order}").gauge
     point = gauge.data_points.add(as_double=1.5, **common)
-    point.exemplars.add(time_unix_nano=T0 - 1, as_int=3, trace_id=TRACE_ID, span_id=SPAN_ID, filtered_attributes=attributes({"a": 1}))
+    point.exemplars.add(
+        time_unix_nano=T0 - 1, as_int=3, trace_id=TRACE_ID, span_id=SPAN_ID, filtered_attributes=attributes({"a": 1})
+    )
     gauge.data_points.add(time_unix_nano=T0, flags=1)
     total = scope_metrics.metrics.add(name="orders", unit="1").sum
     total.aggregation_temporality, total.is_monotonic = 2, True
     total.data_points.add(as_int=(1 << 53) + 1, **common)
     histogram = scope_metrics.metrics.add(name="duration", unit="ms").histogram
     histogram.aggregation_temporality = 1
-    histogram.data_points.add(count=3, sum=6.5, min=0.5, max=4.0, explicit_bounds=[1, 2], bucket_counts=[1, 1, 1], **common)
+    histogram.data_points.add(
+        count=3, sum=6.5, min=0.5, max=4.0, explicit_bounds=[1, 2], bucket_counts=[1, 1, 1], **common
+    )
     histogram.data_points.add(time_unix_nano=T0 + 1)
     exponential = scope_metrics.metrics.add(name="size", unit="By").exponential_histogram
     exponential.aggregation_temporality = 2

@@ -77,7 +77,12 @@ def test_span_holds_events_and_links() -> None:
     """Span events and links keep their order, times and attributes."""
     full, empty = sorted(records(encode("traces")), key=lambda span: -len(span["events"]))
     assert full["events"] == [
-        {"time": T0 + 3, "name": "exception", "attributes": {"exception.type": "KeyError"}, "dropped_attributes_count": 0},
+        {
+            "time": T0 + 3,
+            "name": "exception",
+            "attributes": {"exception.type": "KeyError"},
+            "dropped_attributes_count": 0,
+        },
         {"time": 0, "name": "empty", "attributes": {}, "dropped_attributes_count": 4},
     ]
     assert full["links"] == [
@@ -86,11 +91,18 @@ def test_span_holds_events_and_links() -> None:
             "dropped_attributes_count": 0, "flags": 1,
         }
     ]  # fmt: skip
-    assert (full["status_code"], full["status_message"], full["kind"], full["end_time"]) == (2, "out of stock", 2, T0 + 1_000_000)
+    assert (full["status_code"], full["status_message"], full["kind"], full["end_time"]) == (
+        2,
+        "out of stock",
+        2,
+        T0 + 1_000_000,
+    )
     assert (empty["name"], empty["parent_span_id"], empty["start_time"]) == ("", b"", 0)
 
 
-@pytest.mark.parametrize(("trace_id", "span_id"), [(b"", SPAN_ID), (b"x" * 15, SPAN_ID), (bytes(16), SPAN_ID), (TRACE_ID, bytes(8))])
+@pytest.mark.parametrize(
+    ("trace_id", "span_id"), [(b"", SPAN_ID), (b"x" * 15, SPAN_ID), (bytes(16), SPAN_ID), (TRACE_ID, bytes(8))]
+)
 def test_a_span_without_valid_ids_is_refused_and_its_neighbours_are_not(trace_id: bytes, span_id: bytes) -> None:
     """Only the span that the protocol calls invalid is refused, with a reason."""
     request = type(ONE_OF_EVERYTHING["traces"])()

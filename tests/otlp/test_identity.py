@@ -110,7 +110,11 @@ def _leaves(message: Message, path: str = "") -> list[tuple[Message, str, int | 
     found: list[tuple[Message, str, int | None]] = []
     for field, value in message.ListFields():
         if field.message_type is None:
-            found += [(message, field.name, n) for n in range(len(value))] if field.is_repeated else [(message, field.name, None)]
+            found += (
+                [(message, field.name, n) for n in range(len(value))]
+                if field.is_repeated
+                else [(message, field.name, None)]
+            )
         else:
             for item in list(value) if field.is_repeated else [value]:
                 found += _leaves(item)

@@ -54,7 +54,9 @@ def test_a_cut_value_is_rejected(length: int) -> None:
         container.count(HEAD, value("a", "b")[:length])
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", HEAD + b"\x01", HEAD + b"\xff" * 30, HEAD + b"\x02\x7f", b"\0" + HEAD])
+@pytest.mark.parametrize(
+    "damage", [b"", b"garbage", HEAD + b"\x01", HEAD + b"\xff" * 30, HEAD + b"\x02\x7f", b"\0" + HEAD]
+)
 def test_damaged_framing_is_rejected(damage: bytes) -> None:
     """Values that are no container file of the schema are rejected with a sentence."""
     if damage == b"":
