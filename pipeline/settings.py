@@ -35,7 +35,7 @@ class KafkaSettings(Part):
 
 
 class PostgresSettings(Part):
-    dsn: SecretStr = SecretStr("host=127.0.0.1 port=55432 user=pipeline dbname=pipeline")
+    dsn: SecretStr = SecretStr("host=127.0.0.1 port=15432 user=pipeline dbname=pipeline")
 
 
 class ClickHouseSettings(Part):

@@ -38,7 +38,8 @@ def kafka(settings: KafkaSettings, local: LocalSettings, tell: Tell) -> Process:
     template = (parts.DEPLOY / "kafka" / "server.properties").read_text()
     config.write_text(template.format(port=port, controller=controller, data=home / "data"))
     if not (home / "data" / "meta.properties").exists():
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # A first byte of 0, since an id that begins with "-" is taken for an option.
+        cluster = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         format_storage = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
         subprocess.run(format_storage, check=True, stdout=subprocess.DEVNULL)
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
