@@ -16,6 +16,7 @@ from pipeline.errors import Misconfigured
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]  # schemas/, topics/, migrations/ and deploy/ live beside the package
 PREFIX = "PIPELINE_"
+MIB = 1024 * 1024
 FILE_VARIABLE = "PIPELINE_SETTINGS"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -52,8 +53,8 @@ class GatewaySettings(Part):
     http_port: Port = 4318
     grpc_port: Port = 4317
     workers: Annotated[int, Field(ge=1, le=64)] = 1
-    max_body_bytes: Positive = 16 * 1024 * 1024  # as received
-    max_decoded_bytes: Positive = 64 * 1024 * 1024  # after decompression
+    max_body_bytes: Positive = 16 * MIB  # as received
+    max_decoded_bytes: Positive = 64 * MIB  # after decompression
     acknowledge_within_s: Seconds = 8.0  # Kafka's budget; exporters give up after 10 s
     retry_after_s: Seconds = 5.0  # what a client that must come again is told, jittered; exporters try six times
 
@@ -64,6 +65,7 @@ class WriterSettings(Part):
     health_port: Port
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     batch_messages: Positive = 100
+    batch_bytes: Positive  # of one store transaction, one message at least
     batch_within_s: Seconds = 0.25
 
 
@@ -91,8 +93,8 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     gateway: GatewaySettings = GatewaySettings()
-    pg_writer: WriterSettings = WriterSettings(health_port=9110)
-    ch_writer: WriterSettings = WriterSettings(health_port=9210)
+    pg_writer: WriterSettings = WriterSettings(health_port=9110, batch_bytes=16 * MIB)  # 40,000 points
+    ch_writer: WriterSettings = WriterSettings(health_port=9210, batch_bytes=24 * MIB)  # 50,000 log records
     local: LocalSettings = LocalSettings()
 
     @classmethod

@@ -25,7 +25,6 @@ from pipeline.settings import (
     LocalSettings,
     PostgresSettings,
     Settings,
-    WriterSettings,
 )
 from tests.parts import timescale as timescale_part
 
@@ -49,13 +48,14 @@ def free_ports(count: int) -> list[int]:
 def settings_on_free_ports(home: pathlib.Path) -> Settings:
     """Settings of a stack of its own below `home`; what was fetched is shared."""
     kafka, postgres, clickhouse, http, grpc, pg_health, ch_health = free_ports(7)
+    defaults = Settings()
     return Settings(
         kafka=KafkaSettings(bootstrap_servers=f"127.0.0.1:{kafka}"),
         postgres=PostgresSettings(dsn=f"host=127.0.0.1 port={postgres} user=pipeline dbname=pipeline"),
         clickhouse=ClickHouseSettings(url=f"http://127.0.0.1:{clickhouse}"),
         gateway=GatewaySettings(http_port=http, grpc_port=grpc),
-        pg_writer=WriterSettings(health_port=pg_health),
-        ch_writer=WriterSettings(health_port=ch_health),
+        pg_writer=defaults.pg_writer.model_copy(update={"health_port": pg_health}),
+        ch_writer=defaults.ch_writer.model_copy(update={"health_port": ch_health}),
         local=LocalSettings(home=home),
     )
 

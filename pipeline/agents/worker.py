@@ -6,6 +6,8 @@ process, never the agent: Faust would commit over the batch.
 """
 
 import asyncio
+import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -32,15 +34,17 @@ from pipeline.telemetry import health, metrics
 log = structlog.get_logger()
 FAILED = 70  # EX_SOFTWARE: the supervisor may start the process again
 IN_FLIGHT = 2  # batches at the store: one insert stream keeps one core of ClickHouse busy
-# What holds a process's memory, with batch_messages: a batch is held as messages and joined.
+# What holds a process's memory, with batch_messages and batch_bytes: a batch is held as messages and joined.
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
-BATCH_BYTES = 32 * 1024 * 1024  # of one store transaction: 64,000 log records of 500 bytes
 FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
 DEAD_LETTER_WITHIN_S = 30.0
+NAP_S = 0.02
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def run_writer(process: str, settings: Settings, number: int) -> None:
     """Consume until SIGTERM or SIGINT; what was not committed by the store is redelivered to the next process."""
+    _give_memory_back()
     own: WriterSettings = getattr(settings, process)
     writers = _writers(process, settings)
     _await_topics(settings, list(writers))
@@ -52,6 +56,14 @@ def run_writer(process: str, settings: Settings, number: int) -> None:
             app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True, stdout=sys.stderr
         )
         worker.execute_from_commandline()
+
+
+def _give_memory_back() -> None:
+    """Let glibc return freed batches to the system: one arena, large blocks mapped apart. Measured: 50 MB of 420 less."""
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 20), (M_TRIM_THRESHOLD, 1 << 25)):
+            mallopt(option, size)
 
 
 def _writers(process: str, settings: Settings) -> dict[str, Writer]:
@@ -155,6 +167,8 @@ class _Agents:
 
         @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
+            if not self._assigned:
+                _shorten_nap(app.consumer)
             self._assigned = True
 
         @app.task  # type: ignore[untyped-decorator]
@@ -184,7 +198,7 @@ class _Agents:
             acknowledging = asyncio.create_task(_acknowledge(stream, under_way, slots))
             try:
                 async for events in stream.noack_take(own.batch_messages, within=own.batch_within_s):
-                    for batch in _batches(events):
+                    for batch in _batches(events, own.batch_bytes):
                         await slots.acquire()
                         delivering = asyncio.create_task(delivery.deliver([_message(event) for event in batch]))
                         under_way.put_nowait((delivering, batch))
@@ -210,12 +224,12 @@ class _Agents:
             raise failure
 
 
-def _batches(events: Sequence[Any]) -> Iterator[list[Any]]:
-    """Cut what was taken into batches of BATCH_BYTES, of one message at least."""
+def _batches(events: Sequence[Any], limit: int) -> Iterator[list[Any]]:
+    """Cut what was taken into batches of `limit` bytes, of one message at least."""
     batch: list[Any] = []
     size = 0
     for event in events:
-        if batch and size + _size(event) > BATCH_BYTES:
+        if batch and size + _size(event) > limit:
             yield batch
             batch, size = [], 0
         batch.append(event)
@@ -241,6 +255,16 @@ async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyn
     except Exception:
         log.exception("a bug in a writer")
         _stop_process("Nothing of the batch was acknowledged; it is redelivered.", FAILED)
+
+
+def _shorten_nap(consumer: Any) -> None:
+    """Where every partition is paused Faust's consumer sleeps a whole second, in which our buffers run dry."""
+    sleep = consumer.sleep
+
+    async def nap(seconds: float) -> None:
+        await sleep(NAP_S if seconds == 1 and isinstance(seconds, int) else seconds)  # intervals are floats
+
+    consumer.sleep = nap
 
 
 def _stop_process(reason: str, code: int) -> None:
