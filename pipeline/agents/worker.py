@@ -59,7 +59,7 @@ def run_writer(process: str, settings: Settings, number: int) -> None:
 
 
 def _give_memory_back() -> None:
-    """Let glibc return freed batches to the system: one arena, large blocks mapped apart. Measured: 50 MB of 420 less."""
+    """Let glibc return freed batches to the system: one arena, large blocks mapped apart; 50 MB of 420 less."""
     with contextlib.suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 20), (M_TRIM_THRESHOLD, 1 << 25)):

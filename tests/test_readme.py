@@ -1,0 +1,73 @@
+"""What the README promises exists: commands, targets, metrics, settings, tables."""
+
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from prometheus_client import REGISTRY
+
+from pipeline.settings import ROOT, Settings
+from pipeline.telemetry import metrics  # noqa: F401 - fills the registry
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = sorted({line for kind, text in BLOCKS if kind == "console" for line in text.splitlines()})
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("pipeline ")])
+def test_commands_exist_with_their_options(command: str) -> None:
+    """Every `pipeline` command of the README is known, and so is each option."""
+    words = command.split()
+    verbs = [word for word in words[1:3] if re.fullmatch(r"[a-z_]+", word)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *verbs, "--help"], capture_output=True, text=True, check=False,
+        env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for option in (word for word in words if word.startswith("--")):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make ")])
+def test_targets_exist(command: str) -> None:
+    """Every `make` target of the README is in the Makefile."""
+    assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_metrics_exist() -> None:
+    """Every metric of the README is in the catalogue."""
+    known = {f"{m.name}{'_total' * (m.type == 'counter')}" for m in REGISTRY.collect()}
+    named = set(re.findall(r"`(pipeline_\w+)`", README))
+    assert named
+    assert named <= known
+
+
+def test_settings_example_is_valid() -> None:
+    """The settings example of the README loads."""
+    [text] = [text for kind, text in BLOCKS if kind == "toml"]
+    assert Settings(**tomllib.loads(text)).gateway.workers == 2
+
+
+def test_topics_and_tables_exist() -> None:
+    """Every topic, table and view that the README names is declared."""
+    declared = " ".join(path.read_text() for path in (ROOT / "migrations").rglob("*.sql"))
+    for name in ("logs", "traces", "metrics", "metrics_1m", "metrics_histograms", "metrics_exponential_histograms",
+                 "metrics_summaries", "histogram_quantile", "metric_series", "metrics_points"):  # fmt: skip
+        assert name in README
+        assert re.search(rf"(TABLE|VIEW|FUNCTION)( IF NOT EXISTS)? {name}\b", declared), name
+    for topic in re.findall(r"\b(?:logs|metrics|traces)_raw(?:_dlq)?\b", README):
+        assert (ROOT / "topics" / f"{topic}.yaml").is_file()
+
+
+def test_paths_exist() -> None:
+    """Every path of the code's walk exists."""
+    for path in (
+        "pipeline/gateway/http.py",
+        "pipeline/delivery.py",
+        "pipeline/clickhouse.py",
+        "pipeline/gateway/intake.py",
+    ):
+        assert pathlib.Path(ROOT, path).is_file()
