@@ -1,6 +1,7 @@
 """What the topics of one signal hold: the raw ones, local and mirrored, and their dead letters."""
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -162,10 +163,15 @@ def _horizon_us(reader: Reader, retained: list[Range]) -> int:
     """Where messages were removed from a partition, its rows before the first that is left may be theirs."""
     cut = [each for each in retained if each.start > 0]
     horizon = 0
-    for first_ms in reader.earliest_ms(cut):
-        if first_ms is None:  # nothing is left: nobody can say how late the last one was
-            return FAR_US
-        horizon = max(horizon, first_ms * 1000 + PADDING_US)
+    now_ms = time.time_ns() // 10**6
+    for each, first_ms in zip(cut, reader.earliest_ms(cut), strict=True):
+        if first_ms is None:  # nothing is left: what was there is older than the retention, where time alone decides
+            retention_ms = reader.retention_ms(each.topic)
+            if retention_ms is None:
+                return FAR_US
+            horizon = max(horizon, (now_ms - retention_ms) * 1000 + PADDING_US)
+        else:
+            horizon = max(horizon, first_ms * 1000 + PADDING_US)
     return horizon
 
 

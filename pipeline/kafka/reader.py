@@ -11,7 +11,12 @@ from typing import NamedTuple
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Fetched
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # public, but not listed
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, but not listed
+    AdminClient,
+    ConfigResource,
+    OffsetSpec,
+    ResourceType,
+)
 
 from pipeline.errors import Unavailable
 from pipeline.settings import KafkaSettings
@@ -95,6 +100,15 @@ class Reader:
         """The timestamp of the first message that each range's partition retains, None where it retains none."""
         found = self._offsets([(each.topic, each.partition) for each in ranges], OffsetSpec.for_timestamp(0))
         return [timestamp_ms if offset >= 0 else None for offset, timestamp_ms in found]
+
+    def retention_ms(self, topic: str) -> int | None:
+        """How long the topic keeps a message at least; None where size limits it too."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        with self._translated(f"describe topic {topic}"):
+            config = self._admin.describe_configs([resource], request_timeout=TIMEOUT_S)[resource].result()
+        if int(config["retention.bytes"].value) >= 0:
+            return None
+        return int(config["retention.ms"].value)
 
     def read(
         self, ranges: Iterable[Range], on_batch: Callable[[int], None] = lambda offsets: None

@@ -195,6 +195,18 @@ def test_what_retention_removed_is_expired(world: World) -> None:
     assert world.found("logs")["extra"] == 1
 
 
+def test_an_emptied_partition_does_not_hide_an_alien(world: World) -> None:
+    """Where retention emptied a partition, a row from within the retention time is extra, an older one expired."""
+    gone = world.publish("logs", [record("logs", "gone")])
+    admin = AdminClient({"bootstrap.servers": world.settings.kafka.bootstrap_servers})
+    for future in admin.delete_records([TopicPartition("logs_raw", 0, gone + 1)]).values():
+        future.result()
+    eight_days_ns = 8 * 24 * 60 * MINUTE_NS
+    world.store("logs", [record("logs", "old", received_time=HOUR_AGO_NS - eight_days_ns), record("logs", "alien")])
+    found = world.found("logs")
+    assert (found["expired"], found["extra"], found["verdict"]) == (1, 1, "difference")
+
+
 def test_mirrored_topics_count_and_transactions_do_not_hang(world: World) -> None:
     """`<region>.logs_raw` is part of the signal; aborted records and markers are passed over, an open end is no end."""
     servers = world.settings.kafka.bootstrap_servers
