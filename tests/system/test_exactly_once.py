@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_a_port_in_use_is_told_by_number_and_owner(running: Running) -> None:
     from pipeline.settings import as_environment  # noqa: PLC0415
 
     done = subprocess.run(
-        ["python", "-m", "pipeline", "gateway"], capture_output=True, text=True, timeout=30, check=False,
+        [sys.executable, "-m", "pipeline", "gateway"], capture_output=True, text=True, timeout=30, check=False,
         env={**os.environ, **as_environment(running.settings)},
     )  # fmt: skip
     assert done.returncode == 2
