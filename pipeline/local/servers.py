@@ -154,4 +154,7 @@ def wipe(local: LocalSettings) -> None:
     """Remove the data of all servers; what was fetched stays."""
     for folder in ("kafka", "clickhouse", "log", "run"):
         shutil.rmtree(local.home / folder, ignore_errors=True)
-    shutil.rmtree(_enterable(local.home / "postgres"), ignore_errors=True)
+    postgres_home = _enterable(local.home / "postgres")
+    shutil.rmtree(postgres_home, ignore_errors=True)
+    if postgres_home.parent != local.home:
+        postgres_home.parent.rmdir()
