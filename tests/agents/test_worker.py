@@ -1,0 +1,222 @@
+"""The pure pieces of a writer process: batches, the bound of its buffers, what is checked, the token."""
+
+import asyncio
+from collections.abc import Callable
+
+import faust
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mode.utils.queues import FlowControlEvent
+
+from pipeline.agents.batch import join
+from pipeline.agents.ch_writer import token
+from pipeline.agents.worker import _batches, _BytesBoundQueue, _size
+from pipeline.delivery import Message
+from pipeline.errors import Rejected
+from pipeline.record import container, schema
+from pipeline.record.avro import long
+
+LOGS = schema.of("logs")
+OVERHEAD = 512  # what a message holds in memory beside its value
+
+
+class Value:
+    def __init__(self, value: bytes | None) -> None:
+        self.value = value
+
+
+class Event(faust.EventT):  # type: ignore[misc]
+    """As much of Faust's event as the pieces look at."""
+
+    def __init__(self, size: int | None) -> None:
+        self.message = Value(None if size is None else bytes(size))  # type: ignore[assignment]
+
+    async def send(self, *_: object, **__: object) -> None: ...  # type: ignore[override]
+    async def forward(self, *_: object, **__: object) -> None: ...  # type: ignore[override]
+    def ack(self) -> bool:
+        return True
+
+    async def __aenter__(self) -> "Event":
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+@given(st.lists(st.integers(0, 3000), max_size=30), st.integers(1, 6000))
+def test_batches_lose_nothing_and_keep_to_their_bytes(sizes: list[int], limit: int) -> None:
+    """In order, all of it, none over the limit but of one message, and none that could have taken the next one."""
+    events = [Event(size) for size in sizes]
+    batches = list(_batches(events, limit))
+    assert [event for batch in batches for event in batch] == events
+    weights = [sum(_size(event) for event in batch) for batch in batches]
+    assert all(weight <= limit or len(batch) == 1 for weight, batch in zip(weights, batches, strict=True))
+    for weight, following in zip(weights, batches[1:], strict=False):
+        assert weight + _size(following[0]) > limit
+
+
+def queue(maxsize: int) -> _BytesBoundQueue:
+    flow = FlowControlEvent()
+    flow.resume()
+    return _BytesBoundQueue(maxsize=maxsize, flow_control=flow)
+
+
+Steps = st.lists(st.one_of(st.none() | st.integers(0, 5000), st.sampled_from(["get", "clear", "mark"])), max_size=40)
+
+
+@given(Steps)
+def test_the_buffer_counts_the_bytes_it_holds(steps: list[int | str | None]) -> None:
+    """After any puts, gets and clears, Faust's own marks included, qsize is the sum of what is inside."""
+
+    async def test() -> None:
+        buffer, inside = queue(1 << 20), []
+        for step in steps:
+            if step == "get":
+                if inside:
+                    assert buffer.get_nowait() is inside.pop(0)
+            elif step == "clear":
+                buffer.clear()
+                inside.clear()
+            else:
+                item = object() if step == "mark" else Event(step)  # type: ignore[arg-type]
+                buffer.force_put_nowait(item)
+                inside.append(item)
+            weights = [OVERHEAD + len(getattr(getattr(i, "message", None), "value", None) or b"") for i in inside]
+            assert buffer.qsize() == sum(weights)
+            assert buffer.empty() == (not inside)
+
+    asyncio.run(test())
+
+
+def test_pressure_rises_and_drops_by_bytes() -> None:
+    """Few large messages raise it, it is raised once, and it drops when most of the bytes are gone."""
+
+    async def test() -> None:
+        buffer, said = queue(100_000), []
+        weight = 20_000
+
+        def put() -> None:
+            buffer.put_nowait_enhanced(
+                Event(weight - OVERHEAD), on_pressure_high=lambda: said.append("high"), on_pressure_drop=drop
+            )
+
+        def drop() -> None:
+            said.append("drop")
+
+        for _ in range(4):
+            put()
+        assert (buffer.qsize(), said) == (80_000, [])
+        put()
+        put()
+        assert said == ["high"]
+        while buffer.qsize() > 40_000:
+            assert said == ["high"]
+            buffer.get_nowait()
+        buffer.get_nowait()
+        assert said == ["high", "drop"]
+        assert buffer.qsize() == 20_000
+
+    asyncio.run(test())
+
+
+def message(value: bytes, *, offset: int = 7, **headers: bytes) -> Message:
+    return Message("logs_raw", 2, offset, {"schema": LOGS.name.encode(), **headers}, value)
+
+
+def whole(*records: bytes) -> Message:
+    return message(container.value(LOGS.head, list(records)), records=b"%d" % len(records))
+
+
+def test_a_joined_batch_is_one_file_of_all_blocks() -> None:
+    """One head, then every block as it came, in order; messages that were joined before are joined again."""
+    first, second = whole(b"a", b"bc"), whole(b"d")
+    twice = message(container.join(LOGS.head, [first.value, second.value]), records=b"3")
+    joined, records = join([first, second, twice], LOGS)
+    blocks = [one.value[len(LOGS.head) :] for one in (first, second)]
+    assert (joined, records) == (LOGS.head + b"".join(blocks * 2), 6)
+    assert join([], LOGS) == (LOGS.head, 0)
+
+
+def changed(place: int, byte: int) -> Callable[[Message], Message]:
+    def change(one: Message) -> Message:
+        value = bytearray(one.value)
+        value[place] ^= byte
+        return one._replace(value=bytes(value))
+
+    return change
+
+
+def with_headers(**headers: bytes | None) -> Callable[[Message], Message]:
+    def change(one: Message) -> Message:
+        merged = one.headers | headers
+        return one._replace(headers={key: value for key, value in merged.items() if value is not None})
+
+    return change
+
+
+AFTER_HEAD = len(LOGS.head)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (with_headers(schema=b"log_record/2"), "log_record/2.*knows log_record/1"),
+        (with_headers(schema=b"span/1"), "span/1"),
+        (with_headers(schema=None), "''"),
+        (with_headers(schema=b"\xff\xfe" * 200), "schema"),
+        (with_headers(records=None), "promises b''"),
+        (with_headers(records=b"3"), "promises b'3', the value holds 2"),
+        (with_headers(records=b"02"), "promises b'02'"),
+        (with_headers(records=b"9" * 1000), "promises"),
+        (lambda m: m._replace(value=b""), "head"),
+        (lambda m: m._replace(value=m.value[: AFTER_HEAD - 1]), "head"),
+        (lambda m: m._replace(value=m.value[:AFTER_HEAD]), "the value holds 0"),
+        (lambda m: m._replace(value=m.value[: AFTER_HEAD + 1]), "cut short"),
+        (lambda m: m._replace(value=m.value + m.value), "cut short"),
+        (lambda m: m._replace(value=m.value + b"\0"), "cut short"),
+        (lambda m: m._replace(value=schema.of("traces").head + m.value[AFTER_HEAD:]), "head"),
+        (lambda m: m._replace(value=LOGS.head + b"\xff" * 40), "count and length"),
+        (lambda m: m._replace(value=LOGS.head + long(2) + long(1 << 62) + b"ab" + container.SYNC), "sync marker"),
+        (changed(0, 1), "head"),
+        (changed(AFTER_HEAD, 1), "count and length"),  # a negative count
+        (changed(AFTER_HEAD, 2), "the value holds 3"),
+        (changed(AFTER_HEAD + 1, 2), "sync marker"),
+        (changed(-1, 1), "sync marker"),
+    ],
+)
+def test_damage_is_rejected_by_name(damage: Callable[[Message], Message], reason: str) -> None:
+    """Whatever is wrong with one message of a batch, the reason says what, and which, in a short sentence."""
+    batch = [whole(b"x")._replace(offset=6), damage(whole(b"a", b"b")), whole(b"y")._replace(offset=8)]
+    with pytest.raises(Rejected, match=rf"(?s)^logs_raw \[2\] @ 7: .*{reason}.*\.$") as caught:
+        join(batch, LOGS)
+    assert len(str(caught.value)) < 300
+
+
+@given(st.lists(st.binary(max_size=200), max_size=4), st.data())
+def test_a_value_cut_anywhere_is_rejected(records: list[bytes], data: st.DataObject) -> None:
+    """No prefix of a message passes for it."""
+    one = whole(*records)
+    cut = data.draw(st.integers(0, len(one.value) - 1))
+    with pytest.raises(Rejected):
+        join([one._replace(value=one.value[:cut])], LOGS)
+
+
+places = st.tuples(st.sampled_from(["logs_raw", "eu.logs_raw"]), st.integers(0, 11), st.integers(0, 111))
+batches = st.lists(st.tuples(places, st.binary(min_size=1, max_size=64)), max_size=4)
+
+
+def placed(batch: list[tuple[tuple[str, int, int], bytes]]) -> list[Message]:
+    return [Message(*place, {}, value) for place, value in batch]
+
+
+@given(batches, batches)
+def test_a_token_names_place_and_content(one: list, other: list) -> None:  # type: ignore[type-arg]
+    """Equal for equal batches; another where a place, a value, the order or the number of messages differs."""
+    assert token(placed(one)) == token(placed(one))
+    assert (token(placed(one)) == token(placed(other))) == (one == other)
+
+
+def test_a_topic_made_anew_has_other_tokens() -> None:
+    """The same place with another record, which its sync marker ends like every value, is another batch."""
+    assert token([whole(b"first")]) != token([whole(b"other")])
+    assert token([whole(b"first")]) == token([whole(b"first")])
