@@ -121,6 +121,15 @@ def as_environment(settings: Settings) -> dict[str, str]:
     return variables
 
 
+def _names_something(variable: str) -> bool:
+    """Whether there is such a setting, or a part that may have it: what is unknown in a part, its model tells."""
+    name, _, below = variable.removeprefix(PREFIX).lower().partition("__")
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return False
+    return not below or (isinstance(field.annotation, type) and issubclass(field.annotation, Part))
+
+
 def load() -> Settings:
     """Read the environment and the settings file; raise Misconfigured with every problem at once."""
     file = os.environ.get(FILE_VARIABLE)
@@ -132,7 +141,7 @@ def load() -> Settings:
     problems = [
         f"environment: {variable} is not a setting; known are {', '.join(sorted(known))}."
         for variable in sorted(os.environ)
-        if variable.startswith(PREFIX) and variable != FILE_VARIABLE and variable.split("__")[0] not in known
+        if variable.startswith(PREFIX) and variable != FILE_VARIABLE and not _names_something(variable)
     ]
     try:
         settings = Settings()

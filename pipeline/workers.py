@@ -27,6 +27,8 @@ def supervise(process: str, workers: int) -> int:
         signal.signal(name, lambda *_: stopping.set())
     with tempfile.TemporaryDirectory(prefix="pipeline-metrics-") as shared:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
+        from prometheus_client import multiprocess  # noqa: PLC0415
+
         from pipeline.telemetry import metrics  # noqa: PLC0415 - its counters look for the variable when they are made
 
         children = {n: _start(process, n) for n in range(workers)}
@@ -41,6 +43,7 @@ def supervise(process: str, workers: int) -> int:
                     break
                 log.error("worker died", worker=n, pid=child.pid, code=child.returncode)
                 stopping.wait(RESTART_AFTER_S)
+                multiprocess.mark_process_dead(child.pid)  # type: ignore[no-untyped-call]  # or its gauges count for ever
                 children[n] = _start(process, n)
                 metrics.WORKER_RESTARTS.labels(process).inc()
         _stop(list(children.values()))

@@ -109,9 +109,9 @@ def clickhouse(stack: Stack, session_settings: Settings) -> Iterator[str]:
         yield session_settings.clickhouse.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def timescale(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """DSN of a real TimescaleDB with one backend; tests share it, so they use series of their own."""
+    """DSN of a real TimescaleDB with one backend; the tests of a module share it, so they use series of their own."""
     [port] = free_ports(1)
     server = timescale_part.Server(tmp_path_factory.mktemp("timescale"), port)
     with part(server.start, server.stop):

@@ -162,9 +162,6 @@ def test_a_killed_worker_is_started_again(shared: Gateway) -> None:
     until(lambda: shared.metric(name, label) == before + 1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="supervise does not mark a dead worker's gauges as dead, so they count for ever."
-)
 def test_what_a_killed_worker_had_in_flight_is_no_longer_counted(own: Gateway) -> None:
     """A request that died with its worker is not in flight."""
     name, label = "pipeline_gateway_in_flight_requests", 'protocol="http"'

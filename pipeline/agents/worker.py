@@ -234,7 +234,8 @@ def _batches(events: Sequence[Any], limit: int) -> Iterator[list[Any]]:
             batch, size = [], 0
         batch.append(event)
         size += _size(event)
-    yield batch
+    if batch:
+        yield batch
 
 
 async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore) -> None:

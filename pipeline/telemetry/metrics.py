@@ -52,7 +52,12 @@ BATCH_RECORDS = Histogram(
 )  # fmt: skip
 STORE_SECONDS = Histogram("pipeline_writer_store_seconds", "One store transaction.", ["writer"], buckets=SECONDS)
 RETRIES = Counter("pipeline_writer_retries", "Store calls repeated because the store was away.", ["writer"])
-STORE_AWAY = Gauge("pipeline_writer_store_away", "1 while the store is away and a batch waits.", ["writer"])
+STORE_AWAY = Gauge(
+    "pipeline_writer_store_away",
+    "1 while the store is away and a batch waits.",
+    ["writer"],
+    multiprocess_mode="livemax",
+)
 DEAD_LETTERED = Counter(
     "pipeline_writer_dead_lettered_messages", "Messages put into a dead-letter topic.", ["writer", "topic"]
 )

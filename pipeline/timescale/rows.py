@@ -5,7 +5,9 @@ timestamptz holds them; an id becomes a uuid of the same 16 bytes.
 """
 
 import io
+import queue
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ import polars_avro
 
 from pipeline.errors import Rejected
 
+DECODE_WITHIN_S = 5.0  # 16 MB take 0.1 s
 EPOCH_2000_US = 946_684_800 * 10**6
 SANE_FROM_NS = EPOCH_2000_US * 1000
 SANE_AHEAD_NS = 86_400 * 10**9
@@ -27,6 +30,11 @@ SERIES_COLUMNS = (
 POINT_COLUMNS = ("event_id", "region", "received_time", "type", "series_id", "time", "value")
 OBSERVATIONS = ("count", "sum", "min", "max")
 FLOAT8, INT8 = 701, 20  # OIDs
+
+
+class Stuck(Rejected):
+    """Some record among these is damaged so that decoding does not end."""
+
 
 # Tables of the types that are not plain numbers, and their columns after the five that all tables share.
 HISTOGRAM_TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -60,12 +68,29 @@ def points(joined: bytes) -> pl.DataFrame:
 
 
 def read(joined: bytes, columns: Sequence[str]) -> pl.DataFrame:
-    """Some columns of a container file, with a row number called `row`."""
+    """Some columns of a container file, with a row number called `row`.
+
+    Raise Rejected where it does not decode, and Stuck where that did not end: polars-avro does not come back from some
+    damaged counts. The thread that tries is then lost, and busy until the process ends.
+    """
+    done: queue.SimpleQueue[pl.DataFrame | Exception] = queue.SimpleQueue()
+
+    def decode() -> None:
+        try:
+            done.put(polars_avro.read_avro(io.BytesIO(joined), columns=list(columns)))
+        except Exception as error:
+            done.put(error)
+
+    threading.Thread(target=decode, name="decode", daemon=True).start()
     try:
-        frame = polars_avro.read_avro(io.BytesIO(joined), columns=list(columns))
-    except (polars_avro.AvroError, pl.exceptions.PolarsError, ValueError) as error:
-        raise Rejected(f"The records do not decode: {error}") from None
-    return frame.with_row_index("row")
+        result = done.get(timeout=DECODE_WITHIN_S)
+    except queue.Empty:
+        raise Stuck(f"The records did not decode within {DECODE_WITHIN_S:.0f} s: a count in them is damaged.") from None
+    if isinstance(result, polars_avro.AvroError | pl.exceptions.PolarsError | ValueError):
+        raise Rejected(f"The records do not decode: {result}")
+    if isinstance(result, Exception):
+        raise result
+    return result.with_row_index("row")
 
 
 def number_rows(frame: pl.DataFrame) -> Iterator[bytes]:
