@@ -27,7 +27,7 @@ from pipeline.delivery import Delivery, Message, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.kafka.admin import Cluster
 from pipeline.kafka.producer import ANY_PARTITION, Publisher
-from pipeline.record.schema import SIGNALS
+from pipeline.record import schema
 from pipeline.settings import Settings, WriterSettings
 from pipeline.telemetry import health, metrics
 
@@ -38,6 +38,7 @@ IN_FLIGHT = 2  # batches at the store: one insert stream keeps one core of Click
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
 FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
 DEAD_LETTER_WITHIN_S = 30.0
+MAX_REASON_BYTES = 4096
 NAP_S = 0.02
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -71,8 +72,8 @@ def _writers(process: str, settings: Settings) -> dict[str, Writer]:
     if process == "pg_writer":
         from pipeline.agents.pg_writer import PostgresWriter  # noqa: PLC0415 - polars takes 90 MB that ch_writer can do without
 
-        return {"metrics_raw": PostgresWriter(settings.postgres)}
-    return {f"{signal}_raw": ClickHouseWriter(settings.clickhouse, signal) for signal in SIGNALS}
+        return {schema.topic("metrics"): PostgresWriter(settings.postgres)}
+    return {schema.topic(signal): ClickHouseWriter(settings.clickhouse, signal) for signal in schema.SIGNALS}
 
 
 def _await_topics(settings: Settings, topics: list[str]) -> None:
@@ -193,15 +194,17 @@ class _Agents:
 
         @self._app.agent(source, name=f"{self._app.conf.id}.{topic}")
         async def write(stream: Any) -> None:
-            slots = self._slots
             under_way: asyncio.Queue[tuple[asyncio.Task[None], list[Any]]] = asyncio.Queue()
-            acknowledging = asyncio.create_task(_acknowledge(stream, under_way, slots))
+            acknowledging = asyncio.create_task(_acknowledge(stream, under_way, self._slots))
             try:
                 async for events in stream.noack_take(own.batch_messages, within=own.batch_within_s):
                     for batch in _batches(events, own.batch_bytes):
-                        await slots.acquire()
+                        await self._slots.acquire()
                         delivering = asyncio.create_task(delivery.deliver([_message(event) for event in batch]))
                         under_way.put_nowait((delivering, batch))
+            except Exception:  # left to Faust it would end the agent, and the next one's batch be committed over
+                log.exception("a bug in a writer")
+                _stop_process("A batch could not be taken; nothing of it was acknowledged.", FAILED)
             finally:
                 acknowledging.cancel()
 
@@ -212,7 +215,7 @@ class _Agents:
             self._publisher = Publisher(self._kafka, [topic], within_s=DEAD_LETTER_WITHIN_S)
         headers = [
             *message.headers.items(),
-            ("reason", str(reason).encode()),
+            ("reason", str(reason).encode()[:MAX_REASON_BYTES]),
             ("topic", message.topic.encode()),
             ("partition", b"%d" % message.partition),
             ("offset", b"%d" % message.offset),
@@ -275,9 +278,7 @@ def _stop_process(reason: str, code: int) -> None:
 
 
 def _message(event: Any) -> Message:
+    """Kafka allows a value, and the value of a header, to be null: here they are empty."""
     message = event.message
-    return Message(message.topic, message.partition, message.offset, _headers(message.headers), message.value or b"")
-
-
-def _headers(headers: "dict[str, bytes] | Sequence[tuple[str, bytes]] | None") -> dict[str, bytes]:
-    return dict(headers or ())
+    headers = {key: value or b"" for key, value in dict(message.headers or ()).items()}
+    return Message(message.topic, message.partition, message.offset, headers, message.value or b"")

@@ -48,7 +48,7 @@ class Intake:
         """
         started = time.perf_counter()
         signal, body, tenant, traceparent = request
-        partitions = self._publisher.partitions(topic(signal))
+        partitions = self._publisher.partitions(schema.topic(signal))
         origin = otlp.Origin(tenant, self._region, self._clock())
         encoded = otlp.encode(signal, body, origin, partitions=partitions)
         acknowledgements = {
@@ -78,11 +78,6 @@ class Intake:
         if lane is None:
             lane = self._lanes[key] = _Lane(self._publisher, self._region, key)
         return lane
-
-
-def topic(signal: Signal) -> str:
-    """The regional topic that is the truth for `signal`."""
-    return f"{signal}_raw"
 
 
 class _Lane:
@@ -150,4 +145,4 @@ class _Lane:
             if not self._under_way:
                 self._send()
 
-        self._publisher.publish(topic(self._signal), self._partition, value, headers).add_done_callback(done)
+        self._publisher.publish(schema.topic(self._signal), self._partition, value, headers).add_done_callback(done)

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from pipeline.errors import Misconfigured
 from pipeline.gateway import grpc, http
-from pipeline.gateway.intake import Intake, topic
+from pipeline.gateway.intake import Intake
 from pipeline.kafka.producer import Publisher
 from pipeline.record import schema
 from pipeline.settings import Settings
@@ -30,7 +30,7 @@ async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    topics = [topic(name) for name in schema.SIGNALS]
+    topics = [schema.topic(name) for name in schema.SIGNALS]
     publisher = Publisher(settings.kafka, topics, within_s=gateway.acknowledge_within_s)
     intake = Intake(publisher, settings.region, within_s=gateway.acknowledge_within_s)
 

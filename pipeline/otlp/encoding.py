@@ -15,10 +15,9 @@ from pipeline.errors import Rejected
 from pipeline.otlp.values import attribute_map, texts
 from pipeline.record.avro import STRING, long, string_map
 from pipeline.record.container import value
+from pipeline.record.times import SANE_AHEAD_NS, SANE_FROM_NS
 
 MAX_VALUE_BYTES = 900_000  # a Kafka message; brokers take 1 MB
-SANE_FROM_NS = 946_684_800 * 10**9  # 2000-01-01
-SANE_AHEAD_NS = 86_400 * 10**9
 
 
 class Origin(NamedTuple):

@@ -54,6 +54,11 @@ def of(signal: Signal) -> Schema:
     return load(CURRENT[signal])
 
 
+def topic(signal: Signal) -> str:
+    """The regional topic that is the truth for `signal`."""
+    return f"{signal}_raw"
+
+
 def fingerprint(avro: dict[str, Any]) -> str:
     """SHA-256, in hex, of the schema without docs, as compact JSON in the file's order."""
     return hashlib.sha256(json.dumps(_without_docs(avro), separators=(",", ":")).encode()).hexdigest()

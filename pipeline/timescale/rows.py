@@ -16,11 +16,10 @@ import polars as pl
 import polars_avro
 
 from pipeline.errors import Rejected
+from pipeline.record.times import SANE_AHEAD_NS, SANE_FROM_NS
 
 DECODE_WITHIN_S = 5.0  # 16 MB take 0.1 s
 EPOCH_2000_US = 946_684_800 * 10**6
-SANE_FROM_NS = EPOCH_2000_US * 1000
-SANE_AHEAD_NS = 86_400 * 10**9
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
 SERIES_COLUMNS = (

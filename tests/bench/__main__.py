@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import clickhouse, otlp
-from pipeline.gateway.intake import topic
 from pipeline.kafka.producer import Publisher
 from pipeline.local import Stack
 from pipeline.record import container, schema
@@ -125,7 +124,7 @@ def gateway(stack: Stack, settings: Settings, what: tuple[str, Signal], hold: st
 
 async def fill(settings: Settings, signal: Signal, records: int) -> None:
     """Put distinct records into the raw topic, as a busy gateway would."""
-    publisher = Publisher(settings.kafka, [topic(signal)], within_s=60)
+    publisher = Publisher(settings.kafka, [schema.topic(signal)], within_s=60)
     while publisher.unready():
         await asyncio.sleep(0.1)
     rng = random.Random(7)
@@ -138,7 +137,7 @@ async def fill(settings: Settings, signal: Signal, records: int) -> None:
         encoded = otlp.encode(signal, body, origin, partitions=1)
         value = container.join(known.head, [group.value for group in encoded.groups])
         headers = [("schema", known.name.encode()), ("records", b"%d" % MESSAGE_RECORDS)]
-        acknowledged.append(publisher.publish(topic(signal), n % 4, value, headers))
+        acknowledged.append(publisher.publish(schema.topic(signal), n % 4, value, headers))
         await asyncio.sleep(0)
     if any(await asyncio.gather(*acknowledged)):
         raise RuntimeError("Kafka did not take the records of the bench")

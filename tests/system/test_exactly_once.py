@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from confluent_kafka import Consumer, Producer
 
 from pipeline import clickhouse
+from pipeline.settings import as_environment
 from tests.otlp.as_json import as_json
 from tests.otlp.requests import logs, metrics, traces
 from tests.system.conftest import Running
@@ -123,28 +125,26 @@ def test_sigterm_of_a_gateway_under_load_answers_what_it_took(running: Running) 
 
 
 def test_poison_is_dead_lettered_alone(running: Running) -> None:
-    """A message that is no container file goes to the dead letters with its reason; its neighbours are stored."""
-    from confluent_kafka import Consumer, Producer  # noqa: PLC0415
-
+    """Messages that are no container file go to the dead letters with their reason; their neighbours are stored."""
     servers = running.settings.kafka.bootstrap_servers
     producer = Producer({"bootstrap.servers": servers})
-    producer.produce("logs_raw", b"poison", headers={"schema": b"log_record/1", "records": b"1"})
-    assert (
-        post(
-            running, "logs", logs("beside poison").SerializeToString(), {"Content-Type": "application/x-protobuf"}
-        ).status_code
-        == 200
-    )
+    known = [("schema", b"log_record/1"), ("records", b"1")]
+    poison = [(b"poison", known), (b"", [("schema", None)]), (None, None), (b"x", [("schema", b"log_record/9")])]
+    for value, headers in poison:
+        producer.produce("logs_raw", value, headers=headers)
+    body = logs("beside poison").SerializeToString()
+    assert post(running, "logs", body, {"Content-Type": "application/x-protobuf"}).status_code == 200
     assert producer.flush(10) == 0
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "test", "auto.offset.reset": "earliest"})
     consumer.subscribe(["logs_raw_dlq"])
-    message = consumer.poll(30)
+    found = [consumer.poll(30) for _ in poison]
     consumer.close()
-    assert message is not None
-    assert message.value() == b"poison"
-    headers = dict(message.headers())
-    assert b"does not start with the head of its schema" in headers["reason"]
-    assert (headers["topic"], headers["writer"]) == (b"logs_raw", b"ch_writer")
+    assert None not in found
+    reasons = {message.value(): dict(message.headers()) for message in found}
+    assert set(reasons) == {b"poison", b"", b"x"}
+    assert b"does not start with the head of its schema" in reasons[b"poison"]["reason"]
+    assert b"'log_record/9'; this writer knows log_record/1" in reasons[b"x"]["reason"]
+    assert {(headers["topic"], headers["writer"]) for headers in reasons.values()} == {(b"logs_raw", b"ch_writer")}
     client = clickhouse.connect(running.settings.clickhouse)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -156,8 +156,6 @@ def test_poison_is_dead_lettered_alone(running: Running) -> None:
 
 def test_a_port_in_use_is_told_by_number_and_owner(running: Running) -> None:
     """A second gateway on the same port ends with one sentence and exit code 2."""
-    from pipeline.settings import as_environment  # noqa: PLC0415
-
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "gateway"], capture_output=True, text=True, timeout=30, check=False,
         env={**os.environ, **as_environment(running.settings)},
