@@ -1,6 +1,5 @@
 """OTLP metrics → metric_point, every data kind."""
 
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -185,7 +184,7 @@ def _counts(counts: Sequence[int]) -> bytes:
 
 
 def _doubles(numbers: Sequence[float]) -> bytes:
-    return long(len(numbers)) + struct.pack(f"<{len(numbers)}d", *numbers) + NOTHING if numbers else NOTHING
+    return array([double(number) for number in numbers])
 
 
 def _exemplars(exemplars: Iterable[Exemplar]) -> bytes:

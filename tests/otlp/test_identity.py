@@ -3,11 +3,13 @@
 import copy
 import json
 import pathlib
+import struct
 
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from pipeline import otlp
 from pipeline.otlp.json import to_protobuf
@@ -54,6 +56,18 @@ def test_json_gives_the_ids_of_protobuf(signal: schema.Signal, data: st.DataObje
     """The same request in JSON becomes the same records."""
     request: Message = data.draw(REQUESTS[signal])
     assert ids(signal, to_protobuf(signal, as_json(request))) == ids(signal, request.SerializeToString())
+
+
+def test_every_nan_is_one() -> None:
+    """NaN has many bit patterns in protobuf and one spelling in JSON: the id is the same."""
+    found = set()
+    for bits in (0x7FF8000000000000, 0xFFF8000000000001, 0x7FF0000000000001):
+        request = ExportMetricsServiceRequest()
+        metric = request.resource_metrics.add().scope_metrics.add().metrics.add(name="m")
+        metric.gauge.data_points.add(as_double=0.5)
+        body = request.SerializeToString().replace(struct.pack("<d", 0.5), struct.pack("<Q", bits))
+        found.update(ids("metrics", body))
+    assert len(found) == 1
 
 
 @signals
