@@ -8,7 +8,7 @@ import math
 import struct
 
 CACHED_STRINGS = 1 << 16
-CACHED_STRING_BYTES = 64
+CACHED_STRING_BYTES = 32
 ONE = [bytes((n,)) for n in range(128)]
 PAIR = [bytes((0x80 | n & 0x7F, 0x80 | n >> 7)) for n in range(1 << 14)]  # two 7-bit groups with more to follow
 NOTHING = b"\0"  # an empty string, array or map, a null, a zero, false
