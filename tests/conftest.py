@@ -5,6 +5,7 @@ With CI set a part that cannot start fails its tests; elsewhere they skip and sa
 
 import os
 import pathlib
+import signal
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,6 +28,11 @@ from pipeline.settings import (
     Settings,
 )
 from tests.parts import timescale as timescale_part
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends a run as Ctrl-C does: what was started is stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def free_ports(count: int) -> list[int]:
