@@ -4,7 +4,7 @@ RECORDS ?= 200000
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test lint bench clean prerequisites
+.PHONY: help demo up down status test lint bench bench-gateway drills clean prerequisites
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
@@ -32,6 +32,12 @@ lint: .venv/stamp  ## style, types, layers
 
 bench: .venv/stamp  ## records/s, CPU, p50/p99, RSS, against the numbers of the design
 	@$(BIN)/python -m tests.bench
+
+bench-gateway: .venv/stamp  ## the gateway alone, closed and open loops; fails where a floor is missed
+	@$(BIN)/python -m tests.bench gateway
+
+drills: .venv/stamp  ## long drills, fuzz and soak, an hour or more; `python -m tests.drills --help` has short forms
+	@$(BIN)/python -m tests.drills
 
 clean: down  ## remove all data and what was fetched; .venv stays
 	@$(BIN)/pipeline local down --wipe

@@ -1,21 +1,18 @@
-"""`make bench`: gateway, ch_writer and pg_writer on a stack of their own, beside the numbers of design section 10."""
+"""`make bench`: gateway, ch_writer and pg_writer on a stack of their own, beside the numbers of design section 10.
+
+`make bench-gateway` (`python -m tests.bench gateway`) looks at the gateway alone, closely: see tests/bench/gateway.py.
+"""
 
 import argparse
 import asyncio
-import contextlib
 import json
 import pathlib
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import psutil
 import psycopg
-from rich.console import Console
-from rich.table import Table
 
 from pipeline import clickhouse, otlp
 from pipeline.kafka.producer import Publisher
@@ -24,21 +21,25 @@ from pipeline.record import container, schema
 from pipeline.record.schema import Signal
 from pipeline.settings import ROOT, Settings
 from pipeline.timescale import rows
-from tests.bench import payload
+from tests.bench import gateway, measured, payload
+from tests.bench.measured import Row
 from tests.conftest import settings_on_free_ports
 
 MESSAGE_RECORDS = 500  # 250 KB of logs: what a busy gateway makes
 COLUMNS = ("path", "records/s", "us CPU a record", "p50 ms", "p99 ms", "RSS MB", "hold (design 10)")
-Row = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["all", "gateway"], default="all")
+    parser.add_argument("--short", action="store_true", help="gateway: a minute instead of five")
     parser.add_argument("--records", type=int, default=300_000, help="of each signal, for the writers")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     settings = settings_on_free_ports(ROOT / ".local" / "bench")
     stack = Stack(settings, lambda line: print(line, file=sys.stderr))
+    if options.what == "gateway":
+        sys.exit(gateway.run(stack, settings, short=options.short, as_json=options.json))
     stack.wipe()
     try:
         found = list(measure(stack, settings, options.records))
@@ -47,20 +48,19 @@ def main() -> None:
     if options.json:
         print(json.dumps(found, indent=2))
         return
-    table = Table(*COLUMNS)
-    for row in found:
-        table.add_row(*(_shown(row.get(column)) for column in COLUMNS))
-    Console().print(table)
+    measured.show(found, COLUMNS)
 
 
 def measure(stack: Stack, settings: Settings, records: int) -> Iterator[Row]:
-    yield from encoding()
+    for row in gateway.encoding(30):
+        yield {"path": row["load"], **row, "hold (design 10)": row.get("floor")}
     stack.up()
     stack.stop(["pg_writer", "ch_writer"])
-    signals: list[tuple[Signal, str]] = [("logs", "40,000/s"), ("traces", "40,000/s"), ("metrics", "40,000/s")]
+    ours = gateway.target(stack, settings)
     for protocol in ("http", "grpc"):
-        for signal, hold in signals:
-            yield gateway(stack, settings, (protocol, signal), f"{hold} a core")
+        for signal in schema.SIGNALS:
+            row = gateway.under(gateway.Case(protocol, signal, 1000, 8), ours, 6)
+            yield {"path": row["load"], **row, "hold (design 10)": "40,000/s a core"}
     stack.wipe()
     stack.up()
     stack.stop(["gateway", "pg_writer", "ch_writer"])
@@ -69,58 +69,6 @@ def measure(stack: Stack, settings: Settings, records: int) -> Iterator[Row]:
         asyncio.run(fill(settings, signal, records))
     yield ch_writer(stack, settings, records)
     yield from pg_writer(stack, settings, records)
-
-
-def encoding() -> Iterator[Row]:
-    """The pure function alone, in this process."""
-    rng = random.Random(1)
-    for signal in schema.SIGNALS:
-        warm_up, *bodies = [payload.request(signal, 1000, time.time_ns(), rng) for _ in range(31)]
-        origin = otlp.Origin("default", "bench", time.time_ns())
-        for _ in range(10):
-            otlp.encode(signal, warm_up, origin, partitions=4)
-        started, cpu = time.perf_counter(), time.process_time()
-        for body in bodies:
-            otlp.encode(signal, body, origin, partitions=4)
-        each_us = (time.process_time() - cpu) / 30_000 * 1e6
-        yield {
-            "path": f"encode {signal}, {len(bodies[0]) // 1000} bytes a record",
-            "records/s": 30_000 / (time.perf_counter() - started),
-            "us CPU a record": each_us,
-            "hold (design 10)": "60,000/s a core" if signal == "logs" else "",
-        }
-
-
-def gateway(stack: Stack, settings: Settings, what: tuple[str, Signal], hold: str) -> Row:
-    """8 connections, 1,000 records a request, acks=all."""
-    protocol, signal = what
-    port = settings.gateway.http_port if protocol == "http" else settings.gateway.grpc_port
-    load = subprocess.Popen(
-        [
-            sys.executable, "-m", "tests.bench.load", "--protocol", protocol, "--signal", signal,
-            "--address", f"127.0.0.1:{port}", "--requests", "300",
-        ],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert load.stdin is not None
-    assert load.stdout is not None
-    load.stdout.readline()
-    with _cpu(stack, "gateway") as used:
-        load.stdin.write("\n")
-        load.stdin.flush()
-        done = json.loads(load.stdout.readline())
-    load.wait()
-    if done["failures"]:
-        raise RuntimeError(f"the load met failures: {done['failures']}")
-    return {
-        "path": f"gateway {protocol}, {signal}",
-        "records/s": done["records"] / done["seconds"],
-        "us CPU a record": used() / done["records"] * 1e6,
-        "p50 ms": done["p50_ms"],
-        "p99 ms": done["p99_ms"],
-        "RSS MB": _process(stack, "gateway").memory_info().rss / 1e6,
-        "hold (design 10)": hold,
-    }
 
 
 async def fill(settings: Settings, signal: Signal, records: int) -> None:
@@ -207,15 +155,15 @@ def bare_copy(dsn: str, records: int) -> float:
 
 def _catch_up(stack: Stack, name: str, server: str, goal: tuple[Callable[[], int], int, str]) -> Row:
     count, records, hold = goal
-    with _cpu(stack, server) as server_used:
+    with measured.cpu(measured.process(stack, server)) as server_used:
         stack.start([name])
         while not (first := count()):
             time.sleep(0.01)
         started = time.perf_counter()
-        with _cpu(stack, name) as used:
-            peak = 0
+        with measured.cpu(measured.process(stack, name)) as used:
+            peak = 0.0
             while (stored := count()) < records:
-                peak = max(peak, _process(stack, name).memory_info().rss)
+                peak = max(peak, measured.rss_mb(measured.process(stack, name)))
                 time.sleep(0.05)
                 if time.perf_counter() - started > 300:
                     raise RuntimeError(f"{name} stored {stored} of {records} in 300 s")
@@ -226,38 +174,9 @@ def _catch_up(stack: Stack, name: str, server: str, goal: tuple[Callable[[], int
         "path": f"{name}, one process, catch-up",
         "records/s": (records - first) / seconds,
         "us CPU a record": f"{each:.1f} + {of_server:.1f} in {server}",
-        "RSS MB": peak / 1e6,
+        "RSS MB": peak,
         "hold (design 10)": hold,
     }
-
-
-def _process(stack: Stack, name: str) -> psutil.Process:
-    [row] = [row for row in stack.status()["processes"] if row["name"] == name]
-    return psutil.Process(row["pid"])
-
-
-@contextlib.contextmanager
-def _cpu(stack: Stack, name: str) -> Iterator[Callable[[], float]]:
-    """CPU seconds that a process and its children used inside the block."""
-    process = _process(stack, name)
-
-    def total() -> float:
-        times = []
-        for one in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times.append(sum(one.cpu_times()[:2]))
-        return sum(times)
-
-    before = total()
-    result: list[float] = []
-    yield lambda: result[0]
-    result.append(total() - before)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
-    return "" if value is None else str(value)
 
 
 if __name__ == "__main__":
