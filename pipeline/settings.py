@@ -5,11 +5,12 @@ Order, strongest first: environment (`PIPELINE_KAFKA__BOOTSTRAP_SERVERS=…`), t
 Units are in the names.
 """
 
+import json
 import os
 import pathlib
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from pipeline.errors import Misconfigured
@@ -17,6 +18,7 @@ from pipeline.errors import Misconfigured
 ROOT = pathlib.Path(__file__).resolve().parents[1]  # schemas/, topics/, migrations/ and deploy/ live beside the package
 PREFIX = "PIPELINE_"
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 FILE_VARIABLE = "PIPELINE_SETTINGS"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -30,9 +32,24 @@ class Part(BaseModel):
 
 
 class KafkaSettings(Part):
-    """The region's own cluster."""
+    """The region's own cluster, and who we are there."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str = ""
+    sasl_password: SecretStr = SecretStr("")
+    ssl_ca_file: pathlib.Path | None = None  # default: the system's
+    ssl_certificate_file: pathlib.Path | None = None  # with its key: our own, where brokers ask for one
+    ssl_key_file: pathlib.Path | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"{self.security_protocol} needs sasl_username and sasl_password")
+        if (self.ssl_certificate_file is None) != (self.ssl_key_file is None):
+            raise ValueError("ssl_certificate_file and ssl_key_file come together")
+        return self
 
 
 class PostgresSettings(Part):
@@ -47,16 +64,55 @@ class ClickHouseSettings(Part):
 
 
 class GatewaySettings(Part):
-    """The OTLP front door."""
+    """The OTLP front door.
+
+    Without `tenants_file` and without `tls_client_ca_file` nobody is asked who they are: then only loopback is served.
+    """
 
     host: str = "127.0.0.1"
     http_port: Port = 4318
     grpc_port: Port = 4317
     workers: Annotated[int, Field(ge=1, le=64)] = 1
+
+    tenants_file: pathlib.Path | None = None  # tenants, their keys, certificates and rates; read again when it changes
+    tls_certificate_file: pathlib.Path | None = None  # PEM; read again when it or its key changes
+    tls_key_file: pathlib.Path | None = None
+    tls_client_ca_file: pathlib.Path | None = None  # clients must show a certificate that it signed
+    cors_origins: tuple[str, ...] = ()  # browsers' pages that may send, "*" for all
+    resource_attributes: dict[str, str] = {}  # on every record; a client's own of these names are replaced
+
     max_body_bytes: Positive = 16 * MIB  # as received
     max_decoded_bytes: Positive = 64 * MIB  # after decompression
-    acknowledge_within_s: Seconds = 8.0  # Kafka's budget; exporters give up after 10 s
+    max_records: Positive = 100_000  # of a request
+    max_encoded_bytes: Positive = 128 * MIB  # of a request's flat records, each with its resource
+    max_attributes: Positive = 1024  # of a record, resource or scope
+    max_key_bytes: Annotated[int, Field(ge=16)] = 1024  # longer keys are cut
+    max_text_bytes: Annotated[int, Field(ge=16)] = 64 * 1024  # longer attribute values are cut
+    max_depth: Annotated[int, Field(ge=1, le=64)] = 32  # of nested values
+    max_requests: Positive = 1024  # at a time; more are told to come again
+    max_in_flight_bytes: Positive = 64 * MIB  # of bodies and unacknowledged messages; more wait before they are read
+    max_connection_age_s: Seconds = 600.0  # jittered; then the client is asked to connect anew
+
+    receive_within_s: Seconds = 30.0  # a body
+    acknowledge_within_s: Seconds = 5.0  # Kafka's budget, then the spool's turn; exporters give up after 10 s
     retry_after_s: Seconds = 5.0  # what a client that must come again is told, jittered; exporters try six times
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file come together")
+        if self.tls_client_ca_file and not self.tls_certificate_file:
+            raise ValueError("tls_client_ca_file needs tls_certificate_file and tls_key_file")
+        return self
+
+
+class SpoolSettings(Part):
+    """Where the gateway keeps accepted records while Kafka is away; the workers share it."""
+
+    directory: pathlib.Path = ROOT / ".local" / "spool"
+    max_bytes: Positive = 10 * GIB  # as kept: compressed
+    min_free_bytes: Annotated[int, Field(ge=0)] = GIB  # of the disk, which the spool leaves to others
+    drain_bytes_per_s: Positive = 16 * MIB  # into Kafka, beside live traffic, before compression
 
 
 class WriterSettings(Part):
@@ -93,6 +149,7 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     gateway: GatewaySettings = GatewaySettings()
+    spool: SpoolSettings = SpoolSettings()
     pg_writer: WriterSettings = WriterSettings(health_port=9110, batch_bytes=16 * MIB)  # 40,000 points
     ch_writer: WriterSettings = WriterSettings(health_port=9210, batch_bytes=24 * MIB)  # 50,000 log records
     local: LocalSettings = LocalSettings()
@@ -116,9 +173,19 @@ def as_environment(settings: Settings) -> dict[str, str]:
     variables = {}
     for name, part in settings:
         for key, value in part if isinstance(part, Part) else [(None, part)]:
-            plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-            variables[PREFIX + (f"{name}__{key}" if key else name).upper()] = plain
+            if value is not None:
+                variables[PREFIX + (f"{name}__{key}" if key else name).upper()] = _as_text(value)
     return variables
+
+
+def _as_text(value: object) -> str:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case tuple() | dict():
+            return json.dumps(value)
+        case _:
+            return str(value)
 
 
 def _names_something(variable: str) -> bool:

@@ -26,9 +26,10 @@ from pipeline.agents.ch_writer import ClickHouseWriter
 from pipeline.delivery import Delivery, Message, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.kafka.admin import Cluster
+from pipeline.kafka.connection import tls
 from pipeline.kafka.producer import ANY_PARTITION, Publisher
 from pipeline.record import schema
-from pipeline.settings import Settings, WriterSettings
+from pipeline.settings import KafkaSettings, Settings, WriterSettings
 from pipeline.telemetry import health, metrics
 
 log = structlog.get_logger()
@@ -131,6 +132,7 @@ def _application(settings: Settings, name_and_topics: tuple[str, int], directory
     return _App(
         process,
         broker=[f"kafka://{server.strip()}" for server in servers],
+        broker_credentials=_credentials(settings.kafka),
         store="memory://",
         datadir=directory,  # Faust makes one, for tables that we do not have
         web_enabled=False,
@@ -148,6 +150,18 @@ def _application(settings: Settings, name_and_topics: tuple[str, int], directory
         consumer_max_fetch_size=FETCH_BYTES,
         consumer_auto_offset_reset="earliest",
     )
+
+
+def _credentials(kafka: KafkaSettings) -> faust.auth.Credentials | None:
+    context = tls(kafka)
+    if kafka.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=kafka.sasl_username,
+            password=kafka.sasl_password.get_secret_value(),
+            mechanism=kafka.sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None
 
 
 class _Agents:

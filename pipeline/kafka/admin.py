@@ -24,6 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public 
 )
 
 from pipeline.errors import Misconfigured, Unavailable
+from pipeline.kafka.connection import configuration
 from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
@@ -61,7 +62,7 @@ class Cluster:
     def __init__(self, settings: KafkaSettings) -> None:
         self._servers = settings.bootstrap_servers
         # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
-        self._client = AdminClient({"bootstrap.servers": self._servers, "log_level": 0})
+        self._client = AdminClient({**configuration(settings), "log_level": 0})
 
     def topics(self, names: Iterable[str]) -> dict[str, LiveTopic]:
         """Those of `names` that exist."""

@@ -9,6 +9,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.errors import Unavailable
+from pipeline.kafka.connection import configuration
 from pipeline.settings import KafkaSettings
 
 log = structlog.get_logger()
@@ -31,12 +32,13 @@ class Publisher:
         self._bootstrap = settings.bootstrap_servers
         self._partitions: dict[str, int] = {}
         self._away: str | None = f"no word yet from Kafka at {self._bootstrap}"
+        self.asked = False  # whether it is known by now that Kafka answers, or that it does not
         self._fatal: str | None = None
         self._stop = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._producer = Producer(
             {
-                "bootstrap.servers": settings.bootstrap_servers,
+                **configuration(settings),
                 "acks": "all",
                 "enable.idempotence": True,
                 "compression.type": "zstd",
@@ -63,6 +65,10 @@ class Publisher:
         if count is None:
             raise Unavailable(self._away or f"The topic {topic} is not known yet.")
         return count
+
+    def known_partitions(self) -> dict[str, int]:
+        """The count of each topic that the cluster named when it last answered; empty before it ever did."""
+        return self._partitions
 
     def publish(
         self, topic: str, partition: int, value: bytes, headers: Headers
@@ -110,6 +116,7 @@ class Publisher:
                 self._away = self._look()
             except KafkaException as error:
                 self._away = f"Kafka at {self._bootstrap} does not answer: {error.args[0].str()}"
+            self.asked = True
             self._stop.wait(max(0.0, (PROBE_S if self._partitions else 0.2) - (time.monotonic() - started)))
 
     def _look(self) -> str | None:

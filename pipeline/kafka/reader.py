@@ -19,6 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, but
 )
 
 from pipeline.errors import Unavailable
+from pipeline.kafka.connection import configuration
 from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
@@ -55,8 +56,9 @@ class Reader:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._servers = settings.bootstrap_servers
+        self._connection = configuration(settings)
         # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
-        self._admin = AdminClient({"bootstrap.servers": self._servers, "log_level": 0})
+        self._admin = AdminClient({**self._connection, "log_level": 0})
 
     def topics(self) -> dict[str, int]:
         """Every topic of the cluster and how many partitions it has."""
@@ -119,7 +121,7 @@ class Reader:
         """
         consumer = Consumer(
             {
-                "bootstrap.servers": self._servers,
+                **self._connection,
                 "group.id": "pipeline-audit",  # the client insists on a name; assignment never uses it
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,

@@ -1,0 +1,92 @@
+"""How much may be under way at once: requests by number, their bytes by waiting."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from pipeline.errors import Unavailable
+from pipeline.telemetry import metrics
+
+WAIT_S = 2.0  # for room; with Kafka's budget it stays below the 10 s of stock exporters
+
+
+class Admission:
+    """Counts requests and the bytes that they hold in memory; who comes too much waits, before being read.
+
+    `queued_bytes` says what else is in memory: messages that nobody acknowledged yet.
+    """
+
+    def __init__(self, *, max_requests: int, max_bytes: int, queued_bytes: Callable[[], int]) -> None:
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._queued_bytes = queued_bytes
+        self._requests = 0
+        self._held_bytes = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def enter(self) -> "Held":
+        """Take part; raise Unavailable where too many do already."""
+        if self._requests >= self._max_requests:
+            raise Unavailable(f"{self._max_requests} requests are being answered, which is gateway.max_requests.")
+        return Held(self)
+
+    def fits(self, size: int) -> bool:
+        """Whether `size` more bytes may be held. One request that is alone always may."""
+        held = self._held_bytes + self._queued_bytes()
+        return held + size <= self._max_bytes or held == 0
+
+    def room_made(self) -> None:
+        """Let in who waits, first come first served."""
+        while self._waiting:
+            size, admitted = self._waiting[0]
+            if not admitted.done():
+                if not self.fits(size):
+                    return
+                self._held_bytes += size
+                admitted.set_result(None)
+            self._waiting.popleft()
+
+
+class Held:
+    """One request's part; a context manager that gives it back."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._bytes = 0
+
+    def __enter__(self) -> "Held":
+        self._admission._requests += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._admission._requests -= 1
+        self.resize(0)
+
+    async def reserve(self, size: int) -> None:
+        """Wait until `size` bytes fit into memory beside the others; raise Unavailable where that takes too long."""
+        admission = self._admission
+        if not admission._waiting and admission.fits(size):
+            admission._held_bytes += size
+        else:
+            admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            admission._waiting.append((size, admitted))
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    await admitted
+            except BaseException as error:
+                if admitted.done() and not admitted.cancelled():
+                    admission._held_bytes -= size  # let in and cancelled in one turn of the loop
+                admission.room_made()
+                if isinstance(error, TimeoutError):
+                    raise Unavailable("gateway.max_in_flight_bytes are under way: come again.") from None
+                raise
+        self._bytes += size
+        metrics.HELD_BYTES.set(admission._held_bytes)
+
+    def resize(self, size: int) -> None:
+        """Hold `size` bytes from now on, without waiting: what was let in is not turned away half way."""
+        admission = self._admission
+        admission._held_bytes += size - self._bytes
+        self._bytes = size
+        metrics.HELD_BYTES.set(admission._held_bytes)
+        admission.room_made()
