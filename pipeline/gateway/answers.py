@@ -10,6 +10,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from pipeline.otlp import REFUSALS
 from pipeline.record.schema import Signal
 
 RESPONSES: dict[Signal, tuple[type[Message], str]] = {
@@ -27,7 +28,7 @@ def success(signal: Signal, refused: Counter[str]) -> Message:
         partial = response.partial_success  # type: ignore[attr-defined]
         setattr(partial, count_field, refused.total())
         partial.error_message = (
-            "; ".join(f"{count} refused: {reason}" for reason, count in sorted(refused.items())) + "."
+            "; ".join(f"{count} refused: {REFUSALS[code]}" for code, count in sorted(refused.items())) + "."
         )
     return response
 

@@ -1,23 +1,30 @@
-"""What the three signals share: parsing, the prefix of a resource and scope, identity, grouping by partition."""
+"""What the three signals share: the walk to a request's records, identity, grouping by partition."""
 
 import hashlib
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from google.protobuf.message import DecodeError, Message
-from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from google.protobuf.message import Message
 
-from pipeline.errors import Rejected
-from pipeline.otlp.values import attribute_map, texts
-from pipeline.record.avro import STRING, long, string_map
+from pipeline.errors import TooLarge
+from pipeline.otlp.messages import RECORDS, Part
+from pipeline.otlp.rules import MAX_VALUE_BYTES, Rules
+from pipeline.otlp.values import Attributes
+from pipeline.otlp.wire import Level, level
+from pipeline.record import schema
+from pipeline.record.avro import STRING, blob, long, pair, pair_map, text_in
 from pipeline.record.container import value
+from pipeline.record.series import scope_labels
 from pipeline.record.times import SANE_AHEAD_NS, SANE_FROM_NS
 
-MAX_VALUE_BYTES = 900_000  # a Kafka message; brokers take 1 MB
+EVENT_ID_BYTES = 16
+FRAMING_BYTES = 64  # of a container file behind its head: two varints and the sync marker
+FIRST = b"\0"  # the ordinal of a record that has no equal before it, and the end of every record added
+
+Span = Sequence[int]  # start and end of a part in the body
 
 
 class Origin(NamedTuple):
@@ -40,10 +47,17 @@ class Group(NamedTuple):
 
 @dataclass(slots=True)
 class Encoded:
-    """All of one request: what to publish, how many records were refused by reason, how many had no usable time."""
+    """All of one request: what to publish, and the count of what was not taken as it came.
+
+    `refused` counts by the codes of REFUSALS. `shed` counts what policy gave up, neither accepted nor refused: log
+    records by "TRACE", "DEBUG", "INFO", spans as "SPAN". `cut` counts attributes and bodies of which a limit took
+    something. `untimed` counts accepted records without a usable time.
+    """
 
     groups: list[Group] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
+    shed: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
     untimed: int = 0
 
     @property
@@ -51,96 +65,183 @@ class Encoded:
         return sum(group.records for group in self.groups)
 
 
+class Prefix(NamedTuple):
+    """The start that records share: as written, after the event_id, and as hashed."""
+
+    written: bytes
+    hashed: "hashlib.blake2b"
+
+
 class Shared(NamedTuple):
-    """What all records of one resource and scope have in common: encoded fields, partition key, labels."""
+    """What all records of one resource and scope share: their first fields, partition key, labels of their series."""
 
-    prefix: bytes
+    fields: bytes
     place: bytes
-    resource: dict[str, str]
-    scope: InstrumentationScope
+    labels: dict[str, bytes]
 
 
-def parse(request: type[Message], body: bytes) -> Any:
-    """The request in `body`; raise Rejected where it is none."""
-    try:
-        return request.FromString(body)
-    except DecodeError as error:
-        raise Rejected(f"The body is not a protobuf {request.DESCRIPTOR.name}: {error}.") from None
+class Request:
+    """One request on its way: walks to its records, takes them back encoded, and counts what was not taken."""
 
-
-def scopes(request: Any, tenant: str, names: tuple[str, str]) -> Iterator[tuple[Shared, Any]]:
-    """Walk `resource_*` and `scope_*` (their field names are `names`), encoding what is shared once."""
-    resources, inner = names
-    for resource_part in getattr(request, resources):
-        resource: Resource = resource_part.resource
-        attributes = texts(resource.attributes)
-        service, host = attributes.get("service.name", ""), attributes.get("host.name", "")
-        place = f"{service}\0{host}".encode()
-        head = b"".join(
-            (STRING[tenant], STRING[service], STRING[host], string_map(attributes), STRING[resource_part.schema_url])
-        )
-        for scope_part in getattr(resource_part, inner):
-            scope = scope_part.scope
-            prefix = b"".join(
-                (head, STRING[scope.name], STRING[scope.version], attribute_map(scope.attributes),
-                 STRING[scope_part.schema_url])
-            )  # fmt: skip
-            yield Shared(prefix, place, attributes, scope), scope_part
-
-
-class Framing:
-    """Collects the records of one request: gives ids and ordinals, groups by partition, splits at MAX_VALUE_BYTES."""
-
-    def __init__(self, head: bytes, origin: Origin, partitions: int) -> None:
-        self._head = head
-        self._unhashed = STRING[origin.region] + long(origin.received_time)
-        self._received_time = origin.received_time
-        self._latest = origin.received_time + SANE_AHEAD_NS
-        self._partitions = partitions
-        self._room = MAX_VALUE_BYTES - len(head) - 64  # 64: two varints and the sync marker
-        self._open: dict[int, tuple[list[bytes], list[int]]] = {}
-        self._open_bytes: dict[int, int] = {}
-        self._seen: dict[bytes, int] = {}
+    def __init__(self, body: bytes, origin: Origin, *, signal: schema.Signal, partitions: int, rules: Rules) -> None:
+        self.origin = origin
+        self.rules = rules
         self.encoded = Encoded()
+        self.attributes = Attributes(rules)
+        self._body = body
+        self._partitions = partitions
+        self._own_attributes = {key: pair(key, text) for key, text in rules.resource_attributes}
+        self._left: dict[str, int] = defaultdict(lambda: rules.max_records)
+        self._left_bytes = rules.max_encoded_bytes
+        self._head = schema.of(signal).head
+        self._largest = MAX_VALUE_BYTES - len(self._head) - FRAMING_BYTES
+        self._unhashed = STRING[origin.region] + long(origin.received_time)
+        self._lanes: dict[int, _Lane] = defaultdict(_Lane)
+
+    # The way in: from the body to one record at a time.
+
+    def level(self, part: Part, span: Span) -> Level:
+        """Walk one level; of records over `max_records` the first are listed and the others refused.
+
+        Raise TooLarge where the whole request holds more of anything else, and DecodeError where it is malformed.
+        """
+        found = level(part, self._body, span, self._left[part.named])
+        self._left[part.named] -= len(found.children)
+        if found.more and part.named != RECORDS:
+            raise TooLarge(
+                f"The request holds more than {self.rules.max_records} {part.named} (gateway.max_records): "
+                "send smaller requests."
+            )
+        if found.more:
+            self.encoded.refused["too_many_records"] += found.more
+        return found
+
+    def scopes(self, parts: tuple[Part, Part, Part]) -> Iterator[tuple[Shared | None, Level]]:
+        """Every scope, with what its records share: None where that is too large to be read."""
+        whole, resource_part, scope_part = parts
+        for _, *resource_span in self.level(whole, (0, len(self._body))).children:
+            resource = self.level(resource_part, resource_span)
+            head = None if resource.shell is None else self._resource(resource_part.message.FromString(resource.shell))
+            for _, *scope_span in resource.children:
+                scope = self.level(scope_part, scope_span)
+                if head is None or scope.shell is None:
+                    yield None, scope
+                else:
+                    yield self._scope(head, scope_part.message.FromString(scope.shell)), scope
+
+    def records(self, found: Level, message: type[Message]) -> Iterator[Any]:
+        """Parse one record after the other; refuse those that are too large, or come when the request is full."""
+        body, largest, parse = self._body, MAX_VALUE_BYTES, message.FromString
+        for n, (_, start, end) in enumerate(found.children):
+            if self._left_bytes < 0:
+                self.encoded.refused["too_many_bytes"] += len(found.children) - n
+                return
+            if end - start > largest:
+                self.encoded.refused["record_too_large"] += 1
+                continue
+            yield parse(body[start:end])
+
+    def refuse(self, found: Level, code: str) -> None:
+        """Refuse all records of a level, none of which was looked into."""
+        if found.children:
+            self.encoded.refused[code] += len(found.children)
+
+    def _resource(self, message: Any) -> Shared:
+        labels = self.attributes.pairs(message.resource.attributes[:]) | self._own_attributes
+        service, host = text_in(labels, "service.name"), text_in(labels, "host.name")
+        fields = (STRING[self.origin.tenant], blob(service), blob(host), pair_map(labels), STRING[message.schema_url])
+        return Shared(b"".join(fields), service + b"\0" + host, labels)
+
+    def _scope(self, resource: Shared, message: Any) -> Shared:
+        scope = message.scope
+        attributes = self.attributes.map(scope.attributes[:])
+        fields = (resource.fields, STRING[scope.name], STRING[scope.version], attributes, STRING[message.schema_url])
+        named = {key: pair(key, text) for key, text in scope_labels(scope.name, scope.version).items()}
+        return resource._replace(fields=b"".join(fields), labels=resource.labels | named)
+
+    # The way out: records into container files.
 
     def partition(self, key: bytes) -> int:
         """CRC-32 of the key, modulo the topic's partitions."""
         return zlib.crc32(key) % self._partitions
 
-    def add(self, content: bytes, time: int, partition: int) -> None:
-        """Take one record: `content` is its hashed fields but for the ordinal, `time` its time as sent or 0 (ns)."""
-        tail = content + b"\0"
-        event_id = hashlib.blake2b(tail, digest_size=16).digest()
-        twins = self._seen.get(event_id, 0)
-        self._seen[event_id] = twins + 1
-        if twins:
-            tail = content + long(twins)
-            event_id = hashlib.blake2b(tail, digest_size=16).digest()
-        record = event_id + self._unhashed + tail
-        if not SANE_FROM_NS <= time <= self._latest:
-            time = self._received_time
-            self.encoded.untimed += 1
-        size = len(record)
-        filled = self._open_bytes.get(partition, 0) + size
-        if filled > self._room:
-            if size > self._room:
-                self.encoded.refused[f"a record is larger than {MAX_VALUE_BYTES:,} bytes"] += 1
-                return
-            self._close(partition)
-            filled = size
-        self._open_bytes[partition] = filled
-        group = self._open.get(partition)
-        if group is None:
-            self._open[partition] = [record], [time]
-        else:
-            group[0].append(record)
-            group[1].append(time)
+    def prefix(self, fields: bytes) -> Prefix:
+        """For records whose hashed content starts with `fields`."""
+        return Prefix(self._unhashed + fields, hashlib.blake2b(fields, digest_size=EVENT_ID_BYTES))
+
+    def add(self, prefix: Prefix, tail: bytes, *, time: int, partition: int) -> None:
+        """Take one record: `tail` is what follows the prefix and ends in FIRST, `time` is as sent, or 0 (ns)."""
+        written, hashed = prefix
+        size = EVENT_ID_BYTES + len(written) + len(tail)
+        if size > self._largest:
+            self.encoded.refused["record_too_large"] += 1
+            return
+        self._left_bytes -= size
+        if self._left_bytes < 0:
+            self.encoded.refused["too_many_bytes"] += 1
+            return
+        event_id = hashed.copy()
+        event_id.update(tail)
+        lane = self._lanes[partition]
+        lane.pieces += event_id.digest(), written, tail
+        lane.times.append(time)
 
     def finish(self) -> Encoded:
-        for partition in list(self._open):
-            self._close(partition)
+        """What came of the request, once all its records were added."""
+        self.encoded.cut = self.attributes.cut
+        while self._lanes:
+            partition, lane = self._lanes.popitem()
+            _number_twins(lane.pieces, self._unhashed)
+            self._place_untimed(lane.times)
+            self.encoded.groups += self._groups(partition, lane)
         return self.encoded
 
-    def _close(self, partition: int) -> None:
-        records, times = self._open.pop(partition)
-        self.encoded.groups.append(Group(partition, len(records), min(times), max(times), value(self._head, records)))
+    def _place_untimed(self, times: list[int]) -> None:
+        """Let the receipt stand for times that are none."""
+        received = self.origin.received_time
+        latest = received + SANE_AHEAD_NS
+        if min(times) >= SANE_FROM_NS and max(times) <= latest:
+            return
+        for n, time in enumerate(times):
+            if not SANE_FROM_NS <= time <= latest:
+                times[n] = received
+                self.encoded.untimed += 1
+
+    def _groups(self, partition: int, lane: "_Lane") -> Iterator[Group]:
+        """The lane in order, cut where a value would become larger than MAX_VALUE_BYTES."""
+        pieces, times = lane.pieces, lane.times
+        first = filled = 0
+        for n in range(len(times)):
+            size = sum(map(len, pieces[3 * n : 3 * n + 3]))
+            if filled + size > self._largest:
+                yield self._group(partition, pieces[3 * first : 3 * n], times[first:n])
+                first, filled = n, 0
+            filled += size
+        yield self._group(partition, pieces[3 * first :], times[first:])
+
+    def _group(self, partition: int, pieces: list[bytes], times: list[int]) -> Group:
+        return Group(partition, len(times), min(times), max(times), value(self._head, pieces, len(times)))
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The records of one partition: event_id, prefix and tail of each in a row, so that bytes are copied once."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+
+
+def _number_twins(pieces: list[bytes], unhashed: bytes) -> None:
+    """Give equal records their ordinals, and so ids of their own. Equal records share a partition."""
+    ids = pieces[::3]
+    if len(set(ids)) == len(ids):
+        return
+    twins: Counter[bytes] = Counter()
+    for n, event_id in enumerate(ids):
+        ordinal = twins[event_id]
+        twins[event_id] += 1
+        if ordinal:
+            written, tail = pieces[3 * n + 1], pieces[3 * n + 2][: -len(FIRST)] + long(ordinal)
+            content = written[len(unhashed) :] + tail
+            pieces[3 * n] = hashlib.blake2b(content, digest_size=EVENT_ID_BYTES).digest()
+            pieces[3 * n + 2] = tail

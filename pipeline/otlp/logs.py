@@ -1,42 +1,47 @@
 """OTLP logs → log_record."""
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from pipeline.otlp.encoding import FIRST, Encoded, Request
+from pipeline.otlp.messages import LOG_RECORD, LOGS
+from pipeline.record.avro import STRING, blob, long
 
-from pipeline.otlp.encoding import Encoded, Framing, Origin, parse, scopes
-from pipeline.otlp.values import attribute_map, text
-from pipeline.record import schema
-from pipeline.record.avro import STRING, blob, long, signed
+WARN = 13  # SeverityNumber: the first that is never shed
+SEVERITIES = ("TRACE", "DEBUG", "INFO")  # of four numbers each, from 1 on
 
 
-def encode_logs(body: bytes, origin: Origin, *, partitions: int) -> Encoded:
+def encode_logs(request: Request) -> Encoded:
     """Flatten an ExportLogsServiceRequest.
 
-    A trace_id or span_id of a wrong length counts as absent, as the protocol says for logs.
+    A trace_id or span_id of a wrong length counts as absent, as the protocol says for logs. A record without a severity
+    number is not shed: it may be an error.
     """
-    framing = Framing(schema.of("logs").head, origin, partitions)
-    string, add = STRING, framing.add
-    for shared, scope_logs in scopes(
-        parse(ExportLogsServiceRequest, body), origin.tenant, ("resource_logs", "scope_logs")
-    ):
-        prefix, partition = shared.prefix, framing.partition(shared.place)
-        for record in scope_logs.log_records:
-            time, observed_time, body_value = record.time_unix_nano, record.observed_time_unix_nano, record.body
+    string, attributes, add = STRING, request.attributes, request.add
+    shed_below = min(request.rules.shed_below_severity, WARN)
+    for shared, scope_logs in request.scopes(LOGS):
+        if shared is None:
+            request.refuse(scope_logs, "record_too_large")
+            continue
+        prefix, partition = request.prefix(shared.fields), request.partition(shared.place)
+        for record in request.records(scope_logs, LOG_RECORD):
+            severity_number = record.severity_number
+            if 0 < severity_number < shed_below:
+                request.encoded.shed[SEVERITIES[(severity_number - 1) // 4]] += 1
+                continue
+            time, observed_time, body = record.time_unix_nano, record.observed_time_unix_nano, record.body
             trace_id, span_id = record.trace_id, record.span_id
-            content = b"".join(
+            tail = b"".join(
                 (
-                    prefix,
-                    long(signed(time)),
-                    long(signed(observed_time)),
-                    long(record.severity_number),
+                    long(time),
+                    long(observed_time),
+                    long(severity_number),
                     string[record.severity_text],
                     string[record.event_name],
-                    string[body_value.string_value or text(body_value)],
-                    attribute_map(record.attributes),
-                    long(record.dropped_attributes_count),
+                    string[body.string_value or attributes.body(body)],
+                    attributes.map_and_dropped(record),
                     blob(trace_id if len(trace_id) == 16 else b""),
                     blob(span_id if len(span_id) == 8 else b""),
                     long(record.flags),
+                    FIRST,
                 )
             )
-            add(content, time or observed_time, partition)
-    return framing.finish()
+            add(prefix, tail, time=time or observed_time, partition=partition)
+    return request.finish()

@@ -3,19 +3,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Exemplar, Metric
+from pipeline.otlp.encoding import FIRST, Encoded, Request, Shared
+from pipeline.otlp.messages import DATA, METRIC, METRICS, DataKind
+from pipeline.otlp.values import Attributes
+from pipeline.otlp.wire import Level
+from pipeline.record.avro import NOTHING, STRING, array, blob, double, long, pair_map
+from pipeline.record.series import series_id
 
-from pipeline.errors import Rejected
-from pipeline.otlp.encoding import Encoded, Framing, Origin, Shared, parse, scopes
-from pipeline.otlp.values import attribute_map, texts
-from pipeline.record import schema
-from pipeline.record.avro import NOTHING, STRING, array, blob, double, long, signed
-from pipeline.record.series import labels, series_id
-
-TYPE = {name: long(n) for n, name in enumerate(("gauge", "sum", "histogram", "exponential_histogram", "summary"))}
+TYPE = {kind.name: long(n) for n, kind in enumerate(DATA.values())}  # the schema's order is that of the numbers
 NO_RECORDED_VALUE = 1  # DataPointFlags
-CACHED_SERIES = 1 << 10  # of one metric in one scope, and scopes times metrics
 NO_DOUBLE = double(0.0)
 # Fields of the histogram kinds, empty, in schema order: explicit_bounds, bucket_counts; then scale … negative_counts;
 # then quantiles.
@@ -26,86 +22,96 @@ NO_VALUE = NOTHING * 2  # value, int_value
 NO_SUMMARY = NOTHING * 4  # count, sum, min, max
 
 
-def encode_metrics(body: bytes, origin: Origin, *, partitions: int) -> Encoded:
+class CountTooLarge(Exception):
+    """A data point has a count that no store can hold."""
+
+
+def encode_metrics(request: Request) -> Encoded:
     """Flatten an ExportMetricsServiceRequest, one record a data point."""
-    framing = Framing(schema.of("metrics").head, origin, partitions)
-    request = parse(ExportMetricsServiceRequest, body)
-    for shared, scope_metrics in scopes(request, origin.tenant, ("resource_metrics", "scope_metrics")):
-        partition = framing.partition(shared.place)
-        for metric in scope_metrics.metrics:
-            kind = metric.WhichOneof("data")
-            if kind is None:
+    for shared, scope_metrics in request.scopes(METRICS):
+        for _, *span in scope_metrics.children:
+            metric = request.level(METRIC, span)
+            kind, data = _data(request, metric)
+            if shared is None or metric.shell is None or any(part.shell is None for part in data):
+                for part in data:
+                    request.refuse(part, "record_too_large")
                 continue
-            data = getattr(metric, kind)
-            try:
-                prefix = shared.prefix + _metric_fields(metric, kind, data)
-            except Rejected as reason:
-                framing.encoded.refused[str(reason)] += len(data.data_points)
-                continue
-            values = VALUES[kind]
-            for point in data.data_points:
-                attributes = attribute_map(point.attributes)
-                try:
-                    numbers = values(point)
-                except Rejected as reason:
-                    framing.encoded.refused[str(reason)] += 1
-                    continue
-                time = point.time_unix_nano
-                content = b"".join(
-                    (
-                        prefix,
-                        attributes,
-                        _series_id(origin.tenant, shared, metric.name, (attributes, point)),
-                        long(signed(point.start_time_unix_nano)),
-                        long(signed(time)),
-                        long(point.flags),
-                        numbers,
-                    )
-                )
-                framing.add(content, time, partition)
-    return framing.finish()
+            _encode_metric(request, shared, METRIC.message.FromString(metric.shell), (kind, data))
+    return request.finish()
 
 
-def _metric_fields(metric: Metric, kind: str, data: Any) -> bytes:
-    temporality = data.aggregation_temporality if kind in ("sum", "histogram", "exponential_histogram") else 0
+def _data(request: Request, metric: Level) -> tuple[DataKind | None, list[Level]]:
+    """A metric's kind and data, in as many parts as were sent; what a later kind displaced is not looked into."""
+    number = 0
+    spans: list[list[int]] = []
+    for of_kind, *span in metric.children:
+        if of_kind != number:
+            number, spans = of_kind, []
+        spans.append(span)
+    kind = DATA.get(number)
+    return kind, [request.level(kind.part, span) for span in spans] if kind else []
+
+
+def _encode_metric(request: Request, shared: Shared, metric: Any, parts: tuple[DataKind | None, list[Level]]) -> None:
+    kind, data = parts
+    if kind is None:
+        return
+    settings = kind.part.message.FromString(b"".join([part.shell or b"" for part in data]))
+    temporality = getattr(settings, "aggregation_temporality", 0)
     if not 0 <= temporality <= 2:
-        raise Rejected("a metric has an unknown aggregation_temporality: 0, 1 and 2 are known")
-    monotonic = kind == "sum" and data.is_monotonic
-    return b"".join(
+        for part in data:
+            request.refuse(part, "unknown_temporality")
+        return
+    fields = b"".join(
         (
+            shared.fields,
             STRING[metric.name],
             STRING[metric.description],
             STRING[metric.unit],
-            TYPE[kind],
+            TYPE[kind.name],
             long(temporality),
-            b"\1" if monotonic else b"\0",
+            b"\1" if getattr(settings, "is_monotonic", False) else b"\0",
         )
     )
+    prefix, partition = request.prefix(fields), request.partition(shared.place)
+    values, attributes = VALUES[kind.name], request.attributes
+    series = attributes.series.get
+    for part in data:
+        for point in request.records(part, kind.point):
+            try:
+                numbers = values(point, attributes)
+            except CountTooLarge:
+                request.encoded.refused["count_too_large"] += 1
+                continue
+            key, time = (fields, tuple(point.attributes)), point.time_unix_nano
+            tail = b"".join(
+                (
+                    series(key) or _series(request, shared.labels, metric.name, key),
+                    long(point.start_time_unix_nano),
+                    long(time),
+                    long(point.flags),
+                    numbers,
+                    FIRST,
+                )
+            )
+            request.add(prefix, tail, time=time, partition=partition)
 
 
-_series: dict[tuple[str, bytes], dict[bytes, bytes]] = {}
-
-
-def _series_id(tenant: str, shared: Shared, name: str, point: tuple[bytes, Any]) -> bytes:
-    """Avro long of the series_id, remembered by resource, scope, name and attributes."""
-    attributes, data_point = point
-    known = _series.get((name, shared.prefix))
-    if known is None:
-        if len(_series) >= CACHED_SERIES:
-            _series.clear()
-        known = _series[name, shared.prefix] = {}
-    found = known.get(attributes)
-    if found is None:
-        if len(known) >= CACHED_SERIES:
-            known.clear()
-        scope = shared.scope.name, shared.scope.version
-        found = known[attributes] = long(
-            series_id(tenant, name, labels(shared.resource, scope, texts(data_point.attributes)))
-        )
+def _series(
+    request: Request, shared_labels: dict[str, bytes], name: str, key: tuple[bytes, tuple[bytes, ...]]
+) -> bytes:
+    """A point's attributes and series_id, remembered by all that they follow from."""
+    fields, raws = key
+    attributes = request.attributes
+    cut_before = attributes.cut
+    pairs = attributes.pairs(raws)
+    found = pair_map(pairs) + long(series_id(request.origin.tenant, name, shared_labels | pairs))
+    if attributes.cut == cut_before:
+        attributes.series.keep(key, found, len(fields) + sum(map(len, raws)) + len(found))
     return found
 
 
-def _number(point: Any) -> bytes:
+def _number(point: Any, attributes: Attributes) -> bytes:
     kind = point.WhichOneof("value")
     if kind is None or point.flags & NO_RECORDED_VALUE:
         value = NO_VALUE
@@ -113,10 +119,10 @@ def _number(point: Any) -> bytes:
         value = b"\2" + double(point.as_int) + b"\2" + long(point.as_int)
     else:
         value = b"\2" + double(point.as_double) + NOTHING
-    return b"".join((value, NO_SUMMARY, NO_BUCKETS, NO_EXPONENT, NO_QUANTILES, _exemplars(point.exemplars)))
+    return b"".join((value, NO_SUMMARY, NO_BUCKETS, NO_EXPONENT, NO_QUANTILES, _exemplars(point.exemplars, attributes)))
 
 
-def _histogram(point: Any) -> bytes:
+def _histogram(point: Any, attributes: Attributes) -> bytes:
     return b"".join(
         (
             NO_VALUE,
@@ -125,12 +131,12 @@ def _histogram(point: Any) -> bytes:
             _counts(point.bucket_counts),
             NO_EXPONENT,
             NO_QUANTILES,
-            _exemplars(point.exemplars),
+            _exemplars(point.exemplars, attributes),
         )
     )
 
 
-def _exponential_histogram(point: Any) -> bytes:
+def _exponential_histogram(point: Any, attributes: Attributes) -> bytes:
     positive, negative = point.positive, point.negative
     return b"".join(
         (
@@ -145,12 +151,12 @@ def _exponential_histogram(point: Any) -> bytes:
             long(negative.offset),
             _counts(negative.bucket_counts),
             NO_QUANTILES,
-            _exemplars(point.exemplars),
+            _exemplars(point.exemplars, attributes),
         )
     )
 
 
-def _summary(point: Any) -> bytes:
+def _summary(point: Any, _: Attributes) -> bytes:
     quantiles = array([double(item.quantile) + double(item.value) for item in point.quantile_values])
     total = b"\2" + double(point.sum)
     return b"".join((NO_VALUE, _count(point.count), total, NOTHING * 2, NO_BUCKETS, NO_EXPONENT, quantiles, NOTHING))
@@ -175,7 +181,7 @@ def _observations(point: Any) -> bytes:
 
 def _count(n: int) -> bytes:
     if n >= 1 << 63:
-        raise Rejected("a data point has a count of 2^63 or more, which no store can hold")
+        raise CountTooLarge
     return long(n)
 
 
@@ -187,18 +193,18 @@ def _doubles(numbers: Sequence[float]) -> bytes:
     return array([double(number) for number in numbers])
 
 
-def _exemplars(exemplars: Iterable[Exemplar]) -> bytes:
-    return array([_exemplar(exemplar) for exemplar in exemplars])
+def _exemplars(exemplars: Iterable[Any], attributes: Attributes) -> bytes:
+    return array([_exemplar(exemplar, attributes) for exemplar in exemplars])
 
 
-def _exemplar(exemplar: Exemplar) -> bytes:
+def _exemplar(exemplar: Any, attributes: Attributes) -> bytes:
     value = exemplar.as_int if exemplar.WhichOneof("value") == "as_int" else exemplar.as_double
     return b"".join(
         (
-            long(signed(exemplar.time_unix_nano)),
+            long(exemplar.time_unix_nano),
             double(value),
             blob(exemplar.trace_id),
             blob(exemplar.span_id),
-            attribute_map(exemplar.filtered_attributes),
+            attributes.map(exemplar.filtered_attributes[:]),
         )
     )

@@ -1,79 +1,95 @@
 """OTLP traces → span."""
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+import re
+from typing import Any
 
-from pipeline.otlp.encoding import Encoded, Framing, Origin, parse, scopes
-from pipeline.otlp.values import attribute_map
-from pipeline.record import schema
-from pipeline.record.avro import NOTHING, STRING, array, blob, long, signed
+from pipeline.otlp.encoding import FIRST, Encoded, Request
+from pipeline.otlp.messages import SPAN, TRACES
+from pipeline.otlp.values import Attributes
+from pipeline.record.avro import NOTHING, STRING, array, blob, long
 
 NO_TRACE = bytes(16)
 NO_SPAN = bytes(8)
+SAMPLED = 1  # W3C trace flags
+ERROR = 2  # StatusCode
+RANDOM_BITS = 56  # of a trace_id, or of rv
+OPENTELEMETRY_STATE = re.compile(r"(?:^|,)\s*ot=([^,]*)")  # W3C tracestate: members by commas, ot's own by semicolons
+RANDOM_VALUE = re.compile(r"rv:([0-9a-f]{14})")
 
 
-def encode_traces(body: bytes, origin: Origin, *, partitions: int) -> Encoded:
+def encode_traces(request: Request) -> Encoded:
     """Flatten an ExportTraceServiceRequest; spans without valid trace and span ids are refused."""
-    framing = Framing(schema.of("traces").head, origin, partitions)
-    string, add, refused = STRING, framing.add, framing.encoded.refused
-    request = parse(ExportTraceServiceRequest, body)
-    for shared, scope_spans in scopes(request, origin.tenant, ("resource_spans", "scope_spans")):
-        prefix = shared.prefix
-        for span in scope_spans.spans:
-            trace_id, span_id = span.trace_id, span.span_id
+    string, attributes, add, refused = STRING, request.attributes, request.add, request.encoded.refused
+    threshold = round((1 - request.rules.keep_spans) * (1 << RANDOM_BITS))
+    for shared, scope_spans in request.scopes(TRACES):
+        if shared is None:
+            request.refuse(scope_spans, "record_too_large")
+            continue
+        prefix = request.prefix(shared.fields)
+        for span in request.records(scope_spans, SPAN):
+            trace_id, span_id, trace_state = span.trace_id, span.span_id, span.trace_state
             if len(trace_id) != 16 or trace_id == NO_TRACE:
-                refused["a span has no valid trace_id: 16 bytes, not all zero, are needed"] += 1
+                refused["invalid_trace_id"] += 1
                 continue
             if len(span_id) != 8 or span_id == NO_SPAN:
-                refused["a span has no valid span_id: 8 bytes, not all zero, are needed"] += 1
+                refused["invalid_span_id"] += 1
                 continue
-            start_time = span.start_time_unix_nano
-            status = span.status
-            content = b"".join(
+            flags, status = span.flags, span.status
+            if threshold and not flags & SAMPLED and status.code != ERROR and _shed(trace_id, trace_state, threshold):
+                request.encoded.shed["SPAN"] += 1
+                continue
+            start_time, events, links = span.start_time_unix_nano, span.events, span.links
+            tail = b"".join(
                 (
-                    prefix,
                     trace_id,
                     span_id,
                     blob(span.parent_span_id),
-                    string[span.trace_state],
-                    long(span.flags),
+                    string[trace_state],
+                    long(flags),
                     string[span.name],
                     long(span.kind),
-                    long(signed(start_time)),
-                    long(signed(span.end_time_unix_nano)),
-                    attribute_map(span.attributes),
-                    long(span.dropped_attributes_count),
+                    long(start_time),
+                    long(span.end_time_unix_nano),
+                    attributes.map_and_dropped(span),
                     long(status.code),
                     string[status.message],
-                    array([_event(event) for event in span.events]) if span.events else NOTHING,
+                    array([_event(event, attributes) for event in events]) if events else NOTHING,
                     long(span.dropped_events_count),
-                    array([_link(link) for link in span.links]) if span.links else NOTHING,
+                    array([_link(link, attributes) for link in links]) if links else NOTHING,
                     long(span.dropped_links_count),
+                    FIRST,
                 )
             )
-            add(content, start_time, framing.partition(trace_id))
-    return framing.finish()
+            add(prefix, tail, time=start_time, partition=request.partition(trace_id))
+    return request.finish()
 
 
-def _event(event: Span.Event) -> bytes:
-    return b"".join(
-        (
-            long(signed(event.time_unix_nano)),
-            STRING[event.name],
-            attribute_map(event.attributes),
-            long(event.dropped_attributes_count),
-        )
-    )
+def _shed(trace_id: bytes, trace_state: str, threshold: int) -> bool:
+    """Whether a trace falls below the threshold, unless a sampler has chosen it before.
+
+    Source: OpenTelemetry, "TraceState: Probability Sampling": a trace is kept where R >= T, R being `rv` of tracestate
+    or the trace_id's last 56 bits, so that every gateway decides alike. A `th` there says that a sampler kept it.
+    """
+    found = OPENTELEMETRY_STATE.search(trace_state)
+    members = found[1].split(";") if found else []
+    if any(member.startswith("th:") for member in members):
+        return False
+    explicit = [match[1] for member in members if (match := RANDOM_VALUE.fullmatch(member))]
+    randomness = int(explicit[0], 16) if explicit else int.from_bytes(trace_id[-RANDOM_BITS // 8 :], "big")
+    return randomness < threshold
 
 
-def _link(link: Span.Link) -> bytes:
+def _event(event: Any, attributes: Attributes) -> bytes:
+    return b"".join((long(event.time_unix_nano), STRING[event.name], attributes.map_and_dropped(event)))
+
+
+def _link(link: Any, attributes: Attributes) -> bytes:
     return b"".join(
         (
             blob(link.trace_id),
             blob(link.span_id),
             STRING[link.trace_state],
-            attribute_map(link.attributes),
-            long(link.dropped_attributes_count),
+            attributes.map_and_dropped(link),
             long(link.flags),
         )
     )

@@ -9,7 +9,9 @@ import struct
 
 CACHED_STRINGS = 1 << 16
 CACHED_STRING_BYTES = 32
+CACHED_HIGH_BITS = 1 << 10
 ONE = [bytes((n,)) for n in range(128)]
+TWO = [bytes((0x80 | n & 0x7F, n >> 7)) for n in range(1 << 14)]
 PAIR = [bytes((0x80 | n & 0x7F, 0x80 | n >> 7)) for n in range(1 << 14)]  # two 7-bit groups with more to follow
 NOTHING = b"\0"  # an empty string, array or map, a null, a zero, false
 
@@ -27,18 +29,32 @@ def long(n: int) -> bytes:
     n = n << 1 ^ n >> 63
     if n < 0x80:
         return ONE[n]
-    out = b""
-    while n >= 1 << 14:
-        out += PAIR[n & 0x3FFF]
-        n >>= 14
+    if n < 1 << 14:
+        return TWO[n]
+    if n < 1 << 42:
+        return PAIR[n & 0x3FFF] + _varint(n >> 14)
+    return PAIR[n & 0x3FFF] + PAIR[n >> 14 & 0x3FFF] + PAIR[n >> 28 & 0x3FFF] + _HIGH[n >> 42]
+
+
+def _varint(n: int) -> bytes:
     if n < 0x80:
-        return out + ONE[n]
-    return out + bytes((0x80 | n & 0x7F, n >> 7))
+        return ONE[n]
+    if n < 1 << 14:
+        return TWO[n]
+    return PAIR[n & 0x3FFF] + _varint(n >> 14)
 
 
-def signed(n: int) -> int:
-    """An unsigned 64-bit integer as the signed one of the same bits."""
-    return n if n < 1 << 63 else n - (1 << 64)
+class _High(dict[int, bytes]):
+    """The upper 22 bits of a varint: all times of the same hour have the same, so they are remembered."""
+
+    def __missing__(self, n: int) -> bytes:
+        if len(self) >= CACHED_HIGH_BITS:
+            self.clear()
+        encoded = self[n] = _varint(n)
+        return encoded
+
+
+_HIGH = _High()
 
 
 class _Strings(dict[str, bytes]):
@@ -62,17 +78,26 @@ def blob(data: bytes) -> bytes:
     return long(len(data)) + data if data else NOTHING
 
 
-def string_map(attributes: dict[str, str]) -> bytes:
-    """An Avro map<string>, keys sorted."""
-    if not attributes:
+def pair(key: str, text: str) -> bytes:
+    """One entry of a map<string>."""
+    data = text.encode()
+    return STRING[key] + long(len(data)) + data
+
+
+def pair_map(pairs: dict[str, bytes]) -> bytes:
+    """An Avro map<string> of entries by their keys, sorted."""
+    if not pairs:
         return NOTHING
-    pieces = [long(len(attributes))]
-    string = STRING
-    for key in sorted(attributes):
-        pieces.append(string[key])
-        pieces.append(string[attributes[key]])
-    pieces.append(NOTHING)
-    return b"".join(pieces)
+    return b"".join([long(len(pairs)), *[pairs[key] for key in sorted(pairs)], NOTHING])
+
+
+def text_in(pairs: dict[str, bytes], key: str) -> bytes:
+    """The UTF-8 of one entry's text; nothing where there is none."""
+    string = pairs.get(key, STRING[key] + NOTHING)[len(STRING[key]) :]
+    at = 0
+    while string[at] >= 0x80:  # the length, a varint
+        at += 1
+    return string[at + 1 :]
 
 
 def array(items: list[bytes]) -> bytes:

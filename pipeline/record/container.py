@@ -12,10 +12,11 @@ from pipeline.record.avro import long
 SYNC = b"pipeline-ocf-v01"
 
 
-def value(head: bytes, records: list[bytes]) -> bytes:
-    """One container file of encoded `records`, in one block."""
-    body = b"".join(records)
-    return b"".join((head, long(len(records)), long(len(body)), body, SYNC))
+def value(head: bytes, pieces: list[bytes], records: int | None = None) -> bytes:
+    """One container file, in one block: `pieces` are encoded records, or parts of as many as `records` says."""
+    size = sum(map(len, pieces))
+    count = len(pieces) if records is None else records
+    return b"".join([head, long(count), long(size), *pieces, SYNC])
 
 
 def join(head: bytes, values: Iterable[bytes]) -> bytes:

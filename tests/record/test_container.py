@@ -29,12 +29,6 @@ def test_long_is_avros(n: int) -> None:
     assert avro.long(n) == out.getvalue()
 
 
-@given(st.integers(0, (1 << 64) - 1))
-def test_signed_keeps_the_bits(n: int) -> None:
-    """The signed reading of 64 unsigned bits loses none of them."""
-    assert avro.signed(n) & (1 << 64) - 1 == n
-
-
 @given(st.lists(st.lists(st.text(max_size=3), min_size=1, max_size=3), min_size=1, max_size=4))
 def test_joined_values_are_one_file_of_all_records(groups: list[list[str]]) -> None:
     """Joining decodes to the records of all values in order, and the framing counts them."""
