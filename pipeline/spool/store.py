@@ -7,7 +7,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -183,7 +183,7 @@ class Store:
             self.totals = Totals(*_row(connection, TOTALS))
             self._next_id = max(self._next_id, _row(connection, "SELECT coalesce(max(id), 0) + 1 FROM messages")[0])
         except BaseException:
-            connection.close(force=True)
+            _close(connection)
             raise
         return connection
 
@@ -196,7 +196,7 @@ class Store:
                     connection.execute(SCHEMA)
                     connection.executemany(INSERT, rows)
             finally:
-                connection.close(force=True)
+                _close(connection)
 
         salvage(self._path, self.number, self._quarantine, reason=str(damage), write=write)
 
@@ -220,7 +220,7 @@ class Store:
     def _disconnect(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            connection.close(force=True)
+            _close(connection)
 
     def _read(
         self, connection: apsw.Connection, limit_messages: int, limit_bytes: int
@@ -310,9 +310,15 @@ def _transaction(connection: apsw.Connection) -> Iterator[None]:
         raise
 
 
+def _close(connection: apsw.Connection) -> None:
+    """What the disk says to this changes nothing: what was committed is in the log."""
+    with suppress(apsw.Error):
+        connection.close(force=True)
+
+
 def _row(connection: apsw.Connection, query: str) -> tuple[Any, ...]:
-    row: tuple[Any, ...] = connection.execute(query).fetchone()
-    return row
+    rows: list[tuple[Any, ...]] = connection.execute(query).fetchall()
+    return rows[0]
 
 
 def _give_space_back(connection: apsw.Connection) -> None:
