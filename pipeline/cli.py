@@ -21,9 +21,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 local_app = typer.Typer(
     no_args_is_help=True, help="The whole stack on this machine, for demos, tests and hands-on work."
 )
+tenants_app = typer.Typer(no_args_is_help=True, help="Who may send to the gateway.")
 topics_app = typer.Typer(no_args_is_help=True, help="Topics as code: topics/*.yaml against the cluster.")
 migrate_app = typer.Typer(no_args_is_help=True, help="Migrations of PostgreSQL and ClickHouse.")
 app.add_typer(local_app, name="local")
+app.add_typer(tenants_app, name="tenants")
 app.add_typer(topics_app, name="topics")
 app.add_typer(migrate_app, name="migrate")
 
@@ -38,9 +40,27 @@ Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Processes; def
 
 
 @app.command()
-def gateway(workers: Workers = None) -> None:
-    """Take OTLP over gRPC and HTTP; answer OK once Kafka has every accepted record."""
-    _run_workers("gateway", workers)
+def gateway(
+    workers: Workers = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check settings, tenants and certificates.")] = False,
+) -> None:
+    """Take OTLP over gRPC and HTTP; answer OK once every accepted record is safe in Kafka or in the spool."""
+    if check:
+        from pipeline.gateway import main as room
+
+        print(f"The gateway {room.check(settings.load())}.")
+    else:
+        _run_workers("gateway", workers)
+
+
+@tenants_app.command("key")
+def tenants_key() -> None:
+    """Print a new API key, once, and the hash of it for the tenants file."""
+    from pipeline.gateway.tenants import new_key
+
+    key, kept = new_key()
+    print(f"key for the client    {key}")
+    print(f'keys in the file      ["{kept}"]')
 
 
 @app.command("pg_writer")

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 
 import structlog
 
@@ -32,6 +33,7 @@ def supervise(process: str, workers: int) -> int:
         from pipeline.telemetry import metrics  # noqa: PLC0415 - its counters look for the variable when they are made
 
         children = {n: _start(process, n) for n in range(workers)}
+        signal.signal(signal.SIGHUP, lambda *_: _tell_all(children.values(), signal.SIGHUP))
         code = 0
         while not stopping.wait(0.2):
             for n, child in children.items():
@@ -63,6 +65,11 @@ def _start(process: str, n: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline", process], stdin=subprocess.PIPE, env={**os.environ, NUMBER_VARIABLE: str(n)}
     )
+
+
+def _tell_all(children: "Iterable[subprocess.Popen[bytes]]", what: signal.Signals) -> None:
+    for child in children:
+        child.send_signal(what)
 
 
 def _end_with_parent() -> None:

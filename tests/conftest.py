@@ -26,6 +26,7 @@ from pipeline.settings import (
     LocalSettings,
     PostgresSettings,
     Settings,
+    SpoolSettings,
 )
 from tests.parts import timescale as timescale_part
 
@@ -60,6 +61,7 @@ def settings_on_free_ports(home: pathlib.Path) -> Settings:
         postgres=PostgresSettings(dsn=f"host=127.0.0.1 port={postgres} user=pipeline dbname=pipeline"),
         clickhouse=ClickHouseSettings(url=f"http://127.0.0.1:{clickhouse}"),
         gateway=GatewaySettings(http_port=http, grpc_port=grpc),
+        spool=SpoolSettings(directory=home / "spool", min_free_bytes=0),
         pg_writer=defaults.pg_writer.model_copy(update={"health_port": pg_health}),
         ch_writer=defaults.ch_writer.model_copy(update={"health_port": ch_health}),
         local=LocalSettings(home=home),

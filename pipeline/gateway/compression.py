@@ -74,13 +74,11 @@ def _zstd(body: bytes) -> Iterator[bytes]:
     while True:
         frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
         while not frame.eof:
-            given = b""
-            if frame.needs_input:
-                if not rest:
-                    raise zstd.ZstdError("it is cut short")
-                given = rest[:SLICE_BYTES]
-                rest = rest[SLICE_BYTES:]
-            yield frame.decompress(given, PIECE_BYTES)
+            wanted = SLICE_BYTES if frame.needs_input else 0
+            if wanted and not rest:
+                raise zstd.ZstdError("it is cut short")
+            yield frame.decompress(rest[:wanted], PIECE_BYTES)
+            rest = rest[wanted:]
         rest = memoryview(body)[len(body) - len(rest) - len(frame.unused_data) :]
         if not rest:
             return

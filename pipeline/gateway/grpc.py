@@ -1,79 +1,327 @@
-"""OTLP/gRPC; source: the OTLP specification 1.9, "OTLP/gRPC".
+"""OTLP/gRPC; sources: the OTLP specification 1.9, "OTLP/gRPC", and gRPC's "gRPC over HTTP2".
 
-Bodies pass as bytes, so both protocols share one parser and one reading of what is malformed.
+On the h2 library and not on grpcio, which knows no zstd and reads a message before anybody can say that there is no
+room: here a stream's window opens beyond its first bytes when the length that they announce is admitted.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import NoReturn
+import asyncio
+import base64
+import random
+import socket
+import ssl
+import struct
+import urllib.parse
+from typing import Any
 
-import grpc
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
 from google.rpc import code_pb2, status_pb2
 from google.rpc.error_details_pb2 import RetryInfo
+from hyperframe.frame import GoAwayFrame
 
-from pipeline.errors import Rejected, Unavailable
-from pipeline.gateway import answers
-from pipeline.gateway.intake import Intake, Request
+from pipeline.errors import Rejected
+from pipeline.gateway import tls
+from pipeline.gateway.answers import Answer
+from pipeline.gateway.exports import Call, Exports
 from pipeline.record.schema import Signal
 from pipeline.settings import GatewaySettings
-from pipeline.telemetry import metrics
 
-SERVICES: dict[Signal, str] = {
-    "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
-    "metrics": "opentelemetry.proto.collector.metrics.v1.MetricsService",
-    "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
+METHODS: dict[bytes, Signal] = {
+    b"/opentelemetry.proto.collector.logs.v1.LogsService/Export": "logs",
+    b"/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": "metrics",
+    b"/opentelemetry.proto.collector.trace.v1.TraceService/Export": "traces",
 }
-RETRY_INFO = "google.rpc.retryinfo-bin"
-Context = grpc.aio.ServicerContext[bytes, bytes]
+PREFIX = struct.Struct(">BI")  # compressed or not, and the length of the message
+WINDOW_BYTES = 64 * 1024  # of a stream that nobody admitted yet; smaller messages never wait for a window
+CONNECTION_WINDOW_BYTES = 1 << 30  # streams have their own
+FRAME_BYTES = 64 * 1024
+STREAMS = 128  # of a connection, at a time
+MAX_HEADER_BYTES = 16 * 1024
+RETRY_INFO = b"google.rpc.retryinfo-bin"
+Headers = list[tuple[bytes, bytes]]
+RESPONSE: Headers = [
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", b"identity,gzip,deflate,zstd"),
+]
 
 
-def server(intake: Intake, settings: GatewaySettings, tenant: str) -> grpc.aio.Server:
-    """A server with the three OTLP services, not started and without a port."""
-    grpc_server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", settings.max_decoded_bytes),
-            ("grpc.so_reuseport", int(settings.workers > 1)),
+class Server:
+    """The three OTLP services on one port, plain or with TLS."""
+
+    def __init__(self, exports: Exports, settings: GatewaySettings) -> None:
+        self._exports = exports
+        self._settings = settings
+        self._connections: set[_Connection] = set()
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        """Listen; raise OSError where the port is taken."""
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(self._exports, self._settings, self._connections),
+            host, port, ssl=context, reuse_port=self._settings.workers > 1,
+        )  # fmt: skip
+
+    @property
+    def port(self) -> int:
+        assert self._listener is not None
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more requests, answer those that are here within `grace_s`, then close."""
+        if self._listener is None:
+            return
+        self._listener.close()
+        for connection in self._connections:
+            connection.leave()
+        deadline = asyncio.get_running_loop().time() + grace_s
+        while self._connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        for connection in list(self._connections):
+            connection.close()
+
+
+class _Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, exports: Exports, settings: GatewaySettings, connections: "set[_Connection]") -> None:
+        self._exports = exports
+        self._settings = settings
+        self._connections = connections
+        self._streams: dict[int, _Stream] = {}
+        self._consumed_bytes = 0
+        self._leaving = False
+        self._http2 = h2.connection.H2Connection(
+            h2.config.H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport: asyncio.Transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._certificate = tls.names(transport.get_extra_info("peercert"))
+        codes = h2.settings.SettingCodes
+        self._http2.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                codes.ENABLE_PUSH: 0,
+                codes.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+                codes.MAX_CONCURRENT_STREAMS: STREAMS,
+                codes.MAX_FRAME_SIZE: FRAME_BYTES,
+                codes.MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
+            },
+        )
+        self._http2.max_inbound_frame_size = FRAME_BYTES
+        self._http2.initiate_connection()
+        self._http2.increment_flow_control_window(CONNECTION_WINDOW_BYTES)
+        self._flush()
+        self._connections.add(self)
+        lasts_s = self._settings.max_connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+        self._age = asyncio.get_running_loop().call_later(lasts_s, self.leave)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._age.cancel()
+        self._connections.discard(self)
+        for stream in self._streams.values():
+            stream.task.cancel()
+
+    def pause_writing(self) -> None:
+        """A client that does not read our answers is not read either."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for event in self._http2.receive_data(data):
+                self._on(event)
+        except (h2.exceptions.ProtocolError, UnicodeDecodeError, ValueError):
+            self._flush()  # h2 has written its GOAWAY
+            self.close()
+            return
+        self._flush()
+
+    def leave(self) -> None:
+        """Ask the client to open another connection, and close this one when all is answered."""
+        if not self._leaving:
+            self._leaving = True
+            # Written by hand: after its own GOAWAY h2 would not let us answer.
+            farewell = GoAwayFrame(last_stream_id=self._http2.highest_inbound_stream_id)
+            self._transport.write(farewell.serialize())
+        if not self._streams:
+            self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _on(self, event: h2.events.Event) -> None:
+        match event:
+            case h2.events.DataReceived():
+                stream = self._streams.get(event.stream_id)
+                self._consume(event.flow_controlled_length)
+                if stream is not None:
+                    stream.feed(event.data)
+            case h2.events.RequestReceived():
+                if self._leaving:
+                    self._http2.reset_stream(event.stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+                else:
+                    self._begin(_Stream(event.stream_id), dict(event.headers))
+            case h2.events.StreamEnded():
+                stream = self._streams.get(event.stream_id)
+                if stream is not None:
+                    stream.end()
+            case h2.events.StreamReset():
+                stream = self._streams.get(event.stream_id)
+                if stream is not None:
+                    stream.task.cancel()
+            case h2.events.ConnectionTerminated():
+                self.close()
+
+    def _consume(self, size: int) -> None:
+        self._consumed_bytes += size
+        if self._consumed_bytes >= CONNECTION_WINDOW_BYTES // 2:
+            self._http2.increment_flow_control_window(self._consumed_bytes)
+            self._consumed_bytes = 0
+
+    def _begin(self, stream: "_Stream", headers: dict[bytes, bytes]) -> None:
+        self._streams[stream.id] = stream
+        stream.task = asyncio.get_running_loop().create_task(self._serve(stream, headers))
+        stream.task.add_done_callback(lambda _: self._served(stream))
+
+    async def _serve(self, stream: "_Stream", headers: dict[bytes, bytes]) -> None:
+        def header(name: bytes) -> str:
+            return headers.get(name, b"").decode("ascii", "replace")
+
+        signal = METHODS.get(headers.get(b":path", b""))
+        if headers.get(b":method") != b"POST" or not header(b"content-type").startswith("application/grpc"):
+            self._send(stream, [(b":status", b"415")], b"", [])
+        elif signal is None:
+            self._fail(stream, status_pb2.Status(code=code_pb2.UNIMPLEMENTED, message="OTLP has no such method."))
+        else:
+            traceparent = header(b"traceparent")[:64]
+            call = Call("grpc", signal, "protobuf", header(b"authorization"), self._certificate, traceparent)
+            body = _Body(self, stream, header(b"grpc-encoding"))
+            self._answer(stream, await self._exports.export(call, body))
+
+    def _served(self, stream: "_Stream") -> None:
+        del self._streams[stream.id]
+        if self._leaving and not self._streams:
+            self.close()
+
+    def open_window(self, stream: "_Stream", size: int) -> None:
+        """Let `size` more bytes of `stream` come."""
+        try:
+            self._http2.increment_flow_control_window(size, stream.id)
+        except h2.exceptions.ProtocolError:
+            return  # it has ended
+        self._flush()
+
+    def _answer(self, stream: "_Stream", answer: Answer) -> None:
+        if answer.code == code_pb2.OK:
+            message = answer.message.SerializeToString()
+            self._send(stream, RESPONSE, PREFIX.pack(0, len(message)) + message, [(b"grpc-status", b"0")])
+        else:
+            assert isinstance(answer.message, status_pb2.Status)
+            self._fail(stream, answer.message)
+
+    def _fail(self, stream: "_Stream", status: status_pb2.Status) -> None:
+        trailers = [
+            (b"grpc-status", b"%d" % status.code),
+            (b"grpc-message", urllib.parse.quote(status.message, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~").encode()),
+            (b"grpc-status-details-bin", _binary(status.SerializeToString())),
         ]
-    )
-    for signal, service in SERVICES.items():
-        handler = grpc.unary_unary_rpc_method_handler(_handler(signal, intake, (settings, tenant)))
-        grpc_server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
-    return grpc_server
+        # The Python exporter looks for RetryInfo in a trailer of its own, others in the status.
+        trailers += [
+            (RETRY_INFO, _binary(detail.value)) for detail in status.details if detail.Is(RetryInfo.DESCRIPTOR)
+        ]
+        self._send(stream, RESPONSE + trailers, b"", [])
+
+    def _send(self, stream: "_Stream", headers: Headers, data: bytes, trailers: Headers) -> None:
+        try:
+            self._http2.send_headers(stream.id, headers, end_stream=not data)
+            if data:
+                self._http2.send_data(stream.id, data)
+                self._http2.send_headers(stream.id, trailers, end_stream=True)
+            if not stream.ended:
+                self._http2.reset_stream(stream.id, h2.errors.ErrorCodes.NO_ERROR)  # the rest need not be sent
+        except h2.exceptions.ProtocolError:
+            return  # the client has reset the stream or closed its window
+        self._flush()
+
+    def _flush(self) -> None:
+        data = self._http2.data_to_send()
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
 
 
-def _handler(
-    signal: Signal, intake: Intake, who: tuple[GatewaySettings, str]
-) -> Callable[[bytes, Context], Awaitable[bytes]]:
-    settings, tenant = who
-    in_flight = metrics.IN_FLIGHT.labels("grpc")
+class _Stream:
+    """What has arrived of one request."""
 
-    async def export(body: bytes, context: Context) -> bytes:
-        with in_flight.track_inprogress():
-            try:
-                refused = await intake.accept(Request(signal, body, tenant, _traceparent(context)))
-            except Rejected as error:
-                metrics.REQUESTS.labels("grpc", signal, "rejected").inc()
-                await _abort(context, answers.failure(code_pb2.INVALID_ARGUMENT, str(error)))
-            except Unavailable as error:
-                metrics.REQUESTS.labels("grpc", signal, "unavailable").inc()
-                await _abort(context, answers.not_now(str(error), settings.retry_after_s)[0])
-        metrics.REQUESTS.labels("grpc", signal, "partial" if refused else "ok").inc()
-        return answers.success(signal, refused).SerializeToString()
+    task: "asyncio.Task[None]"
 
-    return export
+    def __init__(self, stream_id: int) -> None:
+        self.id = stream_id
+        self.received = bytearray()
+        self.ended = False
+        self._arrived = asyncio.Event()
 
+    def feed(self, data: bytes) -> None:
+        self.received += data
+        self._arrived.set()
 
-def _traceparent(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent" and isinstance(value, str):
-            return value[:64]
-    return ""
+    def end(self) -> None:
+        self.ended = True
+        self._arrived.set()
+
+    async def more(self) -> None:
+        """Return when something has arrived since the last call."""
+        await self._arrived.wait()
+        self._arrived.clear()
 
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+class _Body:
+    """The one message of a request."""
+
+    def __init__(self, connection: _Connection, stream: _Stream, coding: str) -> None:
+        self.coding = coding
+        self._connection = connection
+        self._stream = stream
+        self._length = 0
+
+    async def size(self) -> int:
+        stream = self._stream
+        while len(stream.received) < PREFIX.size and not stream.ended:
+            await stream.more()
+        if len(stream.received) < PREFIX.size:
+            raise Rejected("The stream ended before a gRPC message began.")
+        compressed, self._length = PREFIX.unpack_from(stream.received)
+        if compressed > 1 or (compressed and self.coding in ("", "identity")):
+            raise Rejected("A gRPC message is flagged as compressed, and grpc-encoding does not say how.")
+        if not compressed:
+            self.coding = ""
+        return int(self._length)
+
+    async def read(self) -> bytes:
+        stream, whole = self._stream, PREFIX.size + self._length
+        if whole > WINDOW_BYTES:
+            self._connection.open_window(stream, whole - WINDOW_BYTES)
+        while not stream.ended:
+            if len(stream.received) > whole:
+                break
+            await stream.more()
+        if len(stream.received) != whole:
+            raise Rejected(f"The stream holds {len(stream.received)} bytes where its one gRPC message needs {whole}.")
+        return bytes(memoryview(stream.received)[PREFIX.size :])
 
 
-async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
-    trailers = [("grpc-status-details-bin", status.SerializeToString())]
-    # The Python exporter looks for RetryInfo in a trailer of its own, others in the status.
-    trailers += [(RETRY_INFO, detail.value) for detail in status.details if detail.Is(RetryInfo.DESCRIPTOR)]
-    await context.abort(_CODES[status.code], status.message, tuple(trailers))
+def _binary(value: bytes) -> bytes:
+    return base64.b64encode(value).rstrip(b"=")

@@ -1,122 +1,140 @@
 """OTLP/HTTP; source: the OTLP specification 1.9, "OTLP/HTTP"."""
 
-import math
-import zlib
-from collections.abc import Awaitable, Callable, Mapping
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal
 
-import structlog
-from aiohttp import web
+import aiohttp_cors
+from aiohttp import ClientPayloadError, web
+from aiohttp.typedefs import Middleware
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from google.rpc import code_pb2
+from google.rpc import code_pb2, status_pb2
 
-from pipeline.errors import Rejected, TooLarge, Unavailable
-from pipeline.gateway import answers
-from pipeline.gateway.intake import Intake, Request
-from pipeline.otlp.json import to_protobuf
+from pipeline.errors import Rejected, TooLarge
+from pipeline.gateway import answers, tls
+from pipeline.gateway.answers import Answer
+from pipeline.gateway.exports import Call, Exports
 from pipeline.record.schema import SIGNALS, Signal
 from pipeline.settings import GatewaySettings
 from pipeline.telemetry import metrics
 
-log = structlog.get_logger()
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
+ENCODINGS: dict[str, Literal["protobuf", "json"]] = {PROTOBUF: "protobuf", JSON: "json"}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(intake: Intake, settings: GatewaySettings, tenant: str) -> web.Application:
+def application(exports: Exports, settings: GatewaySettings) -> web.Application:
     """POST /v1/logs, /v1/metrics, /v1/traces."""
-    app = web.Application(client_max_size=settings.max_body_bytes)
-    for signal in SIGNALS:
-        app.router.add_post(f"/v1/{signal}", _handler(signal, intake, (settings, tenant)))
+    app = web.Application(
+        client_max_size=settings.max_body_bytes, middlewares=[_ageing(settings.max_connection_age_s), _stated]
+    )
+    routes = [app.router.add_post(f"/v1/{signal}", _handler(signal, exports, settings)) for signal in SIGNALS]
+    if settings.cors_origins:
+        # Without credentials: browsers send the API key as a header, which a page must know anyway.
+        options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
+            allow_headers="*", allow_methods=["POST"], expose_headers=["Retry-After"]
+        )
+        cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(settings.cors_origins, options))
+        for route in routes:
+            cors.add(route)
     return app
 
 
-def _handler(
-    signal: Signal, intake: Intake, who: tuple[GatewaySettings, str]
-) -> Callable[[web.Request], Awaitable[web.Response]]:
-    settings, tenant = who
-    in_flight = metrics.IN_FLIGHT.labels("http")
-    # request.content_type defaults to octet-stream where the header is absent, which is refused like any other.
-
+def _handler(signal: Signal, exports: Exports, settings: GatewaySettings) -> Handler:
     async def export(request: web.Request) -> web.Response:
-        encoding = request.content_type
-        with in_flight.track_inprogress():
-            try:
-                if encoding not in (PROTOBUF, JSON):
-                    raise web.HTTPUnsupportedMediaType
-                body = _decompressed(await _read(request, settings), request.headers, settings.max_decoded_bytes)
-                if encoding == JSON:
-                    body = to_protobuf(signal, body)
-                traceparent = request.headers.get("traceparent", "")[:64]
-                refused = await intake.accept(Request(signal, body, tenant, traceparent))
-                outcome, response = (
-                    "partial" if refused else "ok",
-                    _answer(answers.success(signal, refused), encoding, 200),
-                )
-            except web.HTTPUnsupportedMediaType:
-                message = f"Content-Type {encoding} is not supported: send {PROTOBUF} or {JSON}."
-                outcome, response = "rejected", _answer(answers.failure(code_pb2.INVALID_ARGUMENT, message), JSON, 415)
-            except _UnknownEncoding as error:
-                outcome, response = (
-                    "rejected",
-                    _answer(answers.failure(code_pb2.INVALID_ARGUMENT, str(error)), encoding, 415),
-                )
-            except TooLarge as error:
-                status = answers.failure(code_pb2.RESOURCE_EXHAUSTED, str(error))
-                outcome, response = "too_large", _answer(status, encoding, 413)
-            except Rejected as error:
-                outcome, response = (
-                    "rejected",
-                    _answer(answers.failure(code_pb2.INVALID_ARGUMENT, str(error)), encoding, 400),
-                )
-            except Unavailable as error:
-                status, delay_s = answers.not_now(str(error), settings.retry_after_s)
-                outcome, response = "unavailable", _answer(status, encoding, 503)
-                response.headers["Retry-After"] = str(math.ceil(delay_s))
-        metrics.REQUESTS.labels("http", signal, outcome).inc()
-        return response
+        # content_type is octet-stream where the header is absent, which is refused like any other.
+        encoding = ENCODINGS.get(request.content_type)
+        if encoding is None:
+            message = f"Content-Type {request.content_type[:80]} is not supported: send {PROTOBUF} or {JSON}."
+            metrics.REQUESTS.labels("http", signal, "rejected").inc()
+            return _response(answers.failure(answers.UnknownType(message), 0), JSON)
+        headers = request.headers
+        call = Call(
+            "http",
+            signal,
+            encoding,
+            headers.get("Authorization", ""),
+            tls.names(request.get_extra_info("peercert")),
+            headers.get("traceparent", "")[:64],
+        )
+        return _response(await exports.export(call, _Body(request, settings.max_body_bytes)), request.content_type)
 
     return export
 
 
-class _UnknownEncoding(Rejected):
-    pass
+class _Body:
+    """A request's body. Without Content-Length it may become as large as the limit lets it."""
+
+    def __init__(self, request: web.Request, limit: int) -> None:
+        self.coding = request.headers.get("Content-Encoding", "").strip().lower()
+        self._request = request
+        self._limit = limit
+
+    async def size(self) -> int:
+        length = self._request.content_length
+        return self._limit if length is None else length
+
+    async def read(self) -> bytes:
+        try:
+            return await self._request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise TooLarge(f"The body is larger than {self._limit} bytes: send smaller batches.") from None
+        except (ClientPayloadError, web.RequestPayloadError):
+            raise Rejected("The body is cut short, or not framed as its headers say.") from None
 
 
-async def _read(request: web.Request, settings: GatewaySettings) -> bytes:
+def _response(answer: Answer, content_type: str) -> web.Response:
+    response = web.Response(
+        body=_serialized(answer.message, content_type), status=answer.http_status, content_type=content_type
+    )
+    if answer.retry_after_s is not None:
+        response.headers["Retry-After"] = answer.retry_after
+    if answer.http_status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _serialized(message: Message, content_type: str) -> bytes:
+    if content_type == PROTOBUF:
+        return message.SerializeToString()
+    return json_format.MessageToJson(message, indent=None).encode()
+
+
+@web.middleware
+async def _stated(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Say what is wrong with a path or method as OTLP says it, in a google.rpc.Status."""
     try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise TooLarge(f"The body is larger than {settings.max_body_bytes} bytes: send smaller batches.") from None
+        return await handler(request)
+    except web.HTTPClientError as error:
+        content_type = PROTOBUF if request.content_type == PROTOBUF else JSON
+        message = f"{error.reason}: POST to /v1/logs, /v1/metrics or /v1/traces."
+        body = _serialized(status_pb2.Status(code=code_pb2.NOT_FOUND, message=message), content_type)
+        return web.Response(body=body, status=error.status, headers=_allowed(error), content_type=content_type)
 
 
-def _decompressed(body: bytes, headers: Mapping[str, str], limit: int) -> bytes:
-    encoding = headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding != "gzip":
-        raise _UnknownEncoding(f"Content-Encoding {encoding[:40]} is not supported: send gzip or none.")
-    return _gunzip(body, limit)
+def _allowed(error: web.HTTPClientError) -> dict[str, str]:
+    return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
 
 
-def _gunzip(body: bytes, limit: int) -> bytes:
-    """Decompress all gzip members of `body`; never hold more than `limit` bytes."""
-    out = bytearray()
-    try:
-        while body:
-            member = zlib.decompressobj(wbits=31)
-            out += member.decompress(body, limit - len(out) + 1)
-            if len(out) > limit:
-                raise TooLarge(f"The body is larger than {limit} bytes when decompressed: send smaller batches.")
-            if not member.eof:
-                raise Rejected("The gzip body is cut short.")
-            body = member.unused_data
-    except zlib.error as error:
-        raise Rejected(f"The body is not gzip: {error}.") from None
-    return bytes(out)
+def _ageing(max_age_s: float) -> Middleware:
+    """Close old connections after an answer, so that a load balancer can move their clients."""
+    ends: dict[object, float] = {}  # by the client's address, oldest first
 
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        client, now_s = request.get_extra_info("peername"), time.monotonic()
+        end = ends.get(client)
+        if end is None:
+            while ends and next(iter(ends.values())) < now_s - max_age_s:
+                del ends[next(iter(ends))]  # gone without an answer that we could have closed
+            end = ends[client] = now_s + max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+        response = await handler(request)
+        if time.monotonic() > end:
+            ends.pop(client, None)
+            response.force_close()
+        return response
 
-def _answer(message: Message, encoding: str, status: int) -> web.Response:
-    if encoding == JSON:
-        return web.Response(text=json_format.MessageToJson(message, indent=None), status=status, content_type=JSON)
-    return web.Response(body=message.SerializeToString(), status=status, content_type=PROTOBUF)
+    return middleware

@@ -1,82 +1,68 @@
-"""From a request's bytes to an acknowledgement by Kafka: the one road that both protocols take."""
+"""From container files to "safe": those of one lane share messages, and every request waits for all of its own."""
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from pipeline import otlp
 from pipeline.errors import Unavailable
-from pipeline.kafka.producer import Publisher
+from pipeline.gateway.outlet import Outlet, Safe
+from pipeline.otlp import Rules
 from pipeline.record import container, schema
 from pipeline.record.schema import Signal
+from pipeline.spool.message import Message
 from pipeline.telemetry import metrics
 
-ENOUGH_RECORDS = 200  # a message this full leaves at once
+ENOUGH_RECORDS = 200  # a message that full leaves at once
 ENOUGH_BYTES = 256 * 1024
-
-Acknowledged = asyncio.Future[Unavailable | None]
-
-
-class Request(NamedTuple):
-    """What a protocol knows of a request: protobuf body, whose it is, and its W3C traceparent or nothing."""
-
-    signal: Signal
-    body: bytes
-    tenant: str
-    traceparent: str = ""
+SPOOL_WITHIN_S = 3.0
 
 
 class Intake:
-    """Encodes requests and publishes them; requests that arrive together share messages."""
+    """Makes groups of records safe; requests that arrive together share messages."""
 
-    def __init__(
-        self, publisher: Publisher, region: str, *, within_s: float, clock: Callable[[], int] = time.time_ns
-    ) -> None:
-        self._publisher = publisher
+    def __init__(self, outlet: Outlet, region: str, *, within_s: float) -> None:
+        self._outlet = outlet
         self._region = region
-        self._within_s = within_s
-        self._clock = clock
+        self._within_s = within_s + SPOOL_WITHIN_S
         self._lanes: dict[tuple[Signal, str, int], _Lane] = {}
+        self.queued_bytes = 0
 
-    async def accept(self, request: Request) -> Counter[str]:
-        """Return how many records were refused, by reason, once all others are in Kafka with acks=all.
+    def partitions(self, signal: Signal) -> int:
+        return self._outlet.partitions(schema.topic(signal))
 
-        Raise Rejected where the body is no OTLP request, and Unavailable where Kafka did not acknowledge in time: then
-        nothing is promised, and the client's retry gives the same event_ids.
+    def rules(self, rules: Rules) -> Rules:
+        """`rules`, with what is to be shed now."""
+        return self._outlet.rules(rules)
+
+    async def make_safe(self, signal: Signal, tenant: str, groups: Sequence[otlp.Group], traceparent: str) -> None:
+        """Return once all `groups` are in Kafka with acks=all, or fsynced in the spool.
+
+        Raise Unavailable where that did not happen in time: then nothing is promised, and the client's retry gives
+        the same event_ids.
         """
-        started = time.perf_counter()
-        signal, body, tenant, traceparent = request
-        partitions = self._publisher.partitions(schema.topic(signal))
-        origin = otlp.Origin(tenant, self._region, self._clock())
-        encoded = otlp.encode(signal, body, origin, partitions=partitions)
-        acknowledgements = {
-            self._lane(signal, tenant, group.partition).add(group, traceparent) for group in encoded.groups
-        }
-        if acknowledgements:
-            await self._wait(acknowledgements)
-        metrics.ACCEPTED.labels(signal, tenant).inc(encoded.accepted)
-        metrics.REFUSED.labels(signal, tenant).inc(encoded.refused.total())
-        metrics.UNTIMED.labels(signal, tenant).inc(encoded.untimed)
-        metrics.REQUEST_SECONDS.labels(signal).observe(time.perf_counter() - started)
-        return encoded.refused
-
-    async def _wait(self, acknowledgements: set[Acknowledged]) -> None:
+        safe = {self._lane(signal, tenant, group.partition).add(group, traceparent) for group in groups}
+        if not safe:
+            return
         # asyncio.wait leaves the futures alone when this request is cancelled: others share them.
-        done, pending = await asyncio.wait(acknowledgements, timeout=self._within_s + 1)
+        done, pending = await asyncio.wait(safe, timeout=self._within_s)
         if pending:
-            raise Unavailable("Kafka did not acknowledge in time.")
+            raise Unavailable("Neither Kafka nor the spool acknowledged in time.")
         for future in done:
             failure = future.result()
             if failure is not None:
                 raise failure
 
+    def count(self, size: int) -> None:
+        """`size` more bytes (or fewer) wait for an acknowledgement."""
+        self.queued_bytes += size
+        metrics.QUEUED_BYTES.set(self.queued_bytes)
+
     def _lane(self, signal: Signal, tenant: str, partition: int) -> "_Lane":
         key = signal, tenant, partition
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(self._publisher, self._region, key)
+            lane = self._lanes[key] = _Lane(self, self._outlet, self._region, key)
         return lane
 
 
@@ -88,9 +74,11 @@ class _Lane:
     its messages.
     """
 
-    def __init__(self, publisher: Publisher, region: str, key: tuple[Signal, str, int]) -> None:
-        self._publisher = publisher
+    def __init__(self, intake: Intake, outlet: Outlet, region: str, key: tuple[Signal, str, int]) -> None:
+        self._intake = intake
+        self._outlet = outlet
         self._signal, tenant, self._partition = key
+        self._labels = self._signal, tenant
         self._schema = schema.of(self._signal)
         self._headers = [
             ("tenant", tenant.encode()),
@@ -103,13 +91,14 @@ class _Lane:
         self._gathered_records = 0
         self._traceparent = ""
         self._under_way = 0
-        self._next: Acknowledged = asyncio.get_running_loop().create_future()
+        self._next: Safe = asyncio.get_running_loop().create_future()
 
-    def add(self, group: otlp.Group, traceparent: str) -> Acknowledged:
+    def add(self, group: otlp.Group, traceparent: str) -> Safe:
         """Take one container file; the future is done when the message that carries it is."""
         size = len(group.value)
         if self._gathered_bytes + size > otlp.MAX_VALUE_BYTES:
             self._send()
+        self._intake.count(size)
         self._gathered.append(group)
         self._gathered_bytes += size
         self._gathered_records += group.records
@@ -132,17 +121,20 @@ class _Lane:
         if self._traceparent:
             headers.append(("traceparent", self._traceparent.encode()))
         value = groups[0].value if len(groups) == 1 else container.join(self._schema.head, [g.value for g in groups])
+        message = Message(schema.topic(self._signal), self._partition, records, tuple(headers), value)
+        size = self._gathered_bytes
         self._gathered, self._gathered_bytes, self._gathered_records, self._traceparent = [], 0, 0, ""
         self._next = asyncio.get_running_loop().create_future()
         self._under_way += 1
         metrics.MESSAGE_RECORDS.labels(self._signal).observe(records)
         started = time.perf_counter()
 
-        def done(published: Acknowledged) -> None:
+        def done(safe: Safe) -> None:
             self._under_way -= 1
-            metrics.PRODUCE_SECONDS.labels(self._signal).observe(time.perf_counter() - started)
-            acknowledged.set_result(published.result())
+            self._intake.count(-size)
+            metrics.SAFE_SECONDS.labels(self._signal).observe(time.perf_counter() - started)
+            acknowledged.set_result(safe.result())
             if not self._under_way:
                 self._send()
 
-        self._publisher.publish(schema.topic(self._signal), self._partition, value, headers).add_done_callback(done)
+        self._outlet.deliver(message, self._labels).add_done_callback(done)

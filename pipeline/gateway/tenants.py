@@ -181,11 +181,13 @@ def load(file: pathlib.Path) -> dict[str, Declared]:
         raise Misconfigured(f"{file}: {error}") from None
     problems = []
     for what in ("keys", "certificates"):
-        owner: dict[str, str] = {}
-        for name, declared in found.tenants.items():
-            for one in getattr(declared, what):
-                if owner.setdefault(one, name) != name:
-                    problems.append(f"{file}: tenants.{name}.{what}: {one[:20]} belongs to {owner[one]} already.")
+        shown = [(one, name) for name, declared in found.tenants.items() for one in getattr(declared, what)]
+        owner = dict(reversed(shown))
+        problems += [
+            f"{file}: tenants.{name}.{what}: {one[:20]} belongs to {owner[one]} already."
+            for one, name in shown
+            if owner[one] != name
+        ]
     if problems:
         raise Misconfigured(problems)
     return found.tenants

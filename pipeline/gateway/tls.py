@@ -29,7 +29,7 @@ class Certificates:
         return context
 
     def reload(self) -> None:
-        """Read the files again, for connections to come; raise Misconfigured and keep the old ones where they do not fit.
+        """Read the files again, for connections to come; raise Misconfigured and keep the old where they do not fit.
 
         A client CA that was taken out of its file is trusted until the process starts anew.
         """

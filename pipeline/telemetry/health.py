@@ -9,15 +9,17 @@ from pipeline.telemetry import metrics
 Checks = Callable[[], dict[str, str]]
 
 
-def routes(unready: Checks) -> list[web.RouteDef]:
-    """`unready` names each part that is not ready and why; empty means ready. It must not block."""
+def routes(unready: Checks, degraded: Checks = dict) -> list[web.RouteDef]:
+    """`unready` names each part that is not ready and why; empty means ready. `degraded` names what is away without
+    keeping us from our work. Neither may block.
+    """
 
     async def livez(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
         reasons = unready()
-        body = {"status": "not ready" if reasons else "ready", "reasons": reasons}
+        body = {"status": "not ready" if reasons else "ready", "reasons": reasons, "degraded": degraded()}
         return web.json_response(body, status=503 if reasons else 200)
 
     async def expose(_: web.Request) -> web.Response:

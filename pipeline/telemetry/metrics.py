@@ -23,24 +23,58 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a time series a co
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
-ACCEPTED = Counter("pipeline_gateway_accepted_records", "Records answered OK: safe in Kafka.", ["signal", "tenant"])
-REFUSED = Counter(
-    "pipeline_gateway_refused_records", "Records refused by rule, told in partial_success.", ["signal", "tenant"]
+ACCEPTED = Counter(
+    "pipeline_gateway_accepted_records", "Records answered OK: safe in Kafka or in the spool.", ["signal", "tenant"]
 )
+REFUSED = Counter(
+    "pipeline_gateway_refused_records", "Records refused by rule, told in partial_success.",
+    ["signal", "tenant", "reason"],
+)  # fmt: skip
+SHED = Counter(
+    "pipeline_gateway_shed_records", "Records dropped by policy: the spool was nearly full. Told in partial_success.",
+    ["signal", "tenant", "severity"],
+)  # fmt: skip
 UNTIMED = Counter(
     "pipeline_gateway_untimed_records", "Records without a usable time, stored at their receipt.", ["signal", "tenant"]
 )
+CUT = Counter(
+    "pipeline_gateway_cut_attributes", "Attributes over a limit: cut, flattened or left out.", ["signal", "tenant"]
+)
+PUBLISHED = Counter(
+    "pipeline_gateway_published_records", "Records that Kafka acknowledged at once.", ["signal", "tenant"]
+)
+SPOOLED = Counter("pipeline_gateway_spooled_records", "Records fsynced in the spool instead.", ["signal", "tenant"])
 REQUESTS = Counter("pipeline_gateway_requests", "Requests by outcome.", ["protocol", "signal", "outcome"])
 IN_FLIGHT = Gauge(
     "pipeline_gateway_in_flight_requests", "Requests being answered.", ["protocol"], multiprocess_mode="livesum"
 )
+HELD_BYTES = Gauge(
+    "pipeline_gateway_held_bytes", "Bodies in memory, waiting to be encoded.", multiprocess_mode="livesum"
+)
+QUEUED_BYTES = Gauge(
+    "pipeline_gateway_queued_bytes", "Encoded records in memory that nothing acknowledged yet.",
+    multiprocess_mode="livesum",
+)  # fmt: skip
 REQUEST_SECONDS = Histogram(
     "pipeline_gateway_request_seconds", "From body read to answer.", ["signal"], buckets=SECONDS
 )
-PRODUCE_SECONDS = Histogram(
-    "pipeline_gateway_produce_seconds", "From produce to acknowledgement by Kafka.", ["signal"], buckets=SECONDS
-)
+SAFE_SECONDS = Histogram(
+    "pipeline_gateway_safe_seconds", "From a full message to its acknowledgement by Kafka or the spool.", ["signal"],
+    buckets=SECONDS,
+)  # fmt: skip
 MESSAGE_RECORDS = Histogram("pipeline_gateway_message_records", "Records a Kafka message.", ["signal"], buckets=SIZES)
+RELOADS = Counter("pipeline_gateway_reloads", "Readings of tenants and certificates after a change.", ["outcome"])
+
+SPOOL_LEVEL = Gauge("pipeline_spool_level_ratio", "How full the spool is, 1 being full.", multiprocess_mode="livemax")
+SPOOL_BYTES = Gauge("pipeline_spool_bytes", "What the spool keeps, compressed.", multiprocess_mode="livesum")
+SPOOL_MESSAGES = Gauge("pipeline_spool_messages", "Messages in the spool.", multiprocess_mode="livesum")
+SPOOL_OLDEST_SECONDS = Gauge(
+    "pipeline_spool_oldest_seconds", "Age of the oldest message in the spool.", multiprocess_mode="livemax"
+)
+DRAINED = Counter("pipeline_spool_drained_records", "Records brought from the spool to Kafka.")
+QUARANTINED = Counter(
+    "pipeline_spool_quarantined_messages", "Spooled messages that could not be read, set aside in quarantine."
+)
 WORKER_RESTARTS = Counter("pipeline_worker_restarts", "Worker processes that died and were started again.", ["process"])
 
 INSERTED = Counter("pipeline_pg_writer_inserted_rows", "Rows that were new.", ["table"])

@@ -29,6 +29,7 @@ class FakePublisher:
         self.hold = False
         self.away: str | None = None
         self.fatal: str | None = None
+        self.asked = True
         self._partitions = partitions
         self._held: list[asyncio.Future[Unavailable | None]] = []
 
@@ -47,6 +48,9 @@ class FakePublisher:
         else:
             acknowledged.set_result(Unavailable(self.away) if self.away else None)
         return acknowledged
+
+    def known_partitions(self) -> dict[str, int]:
+        return dict.fromkeys(("logs_raw", "metrics_raw", "traces_raw"), self._partitions)
 
     def release(self, failure: Unavailable | None = None) -> None:
         held, self._held = self._held, []

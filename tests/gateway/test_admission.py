@@ -22,7 +22,7 @@ def test_one_request_too_many_is_told_to_come_again() -> None:
 
     async def scenario(room: Admission) -> None:
         with room.enter(), room.enter():
-            with room.enter(), pytest.raises(Unavailable, match="gateway.max_requests"):
+            with room.enter(), pytest.raises(Unavailable, match=r"gateway\.max_requests"):
                 room.enter()
             with room.enter():
                 pass
@@ -74,7 +74,7 @@ def test_messages_that_nobody_acknowledged_take_room(monkeypatch: pytest.MonkeyP
     queued = [100]
 
     async def scenario(room: Admission) -> None:
-        with room.enter() as held, pytest.raises(Unavailable, match="gateway.max_in_flight_bytes"):
+        with room.enter() as held, pytest.raises(Unavailable, match=r"gateway\.max_in_flight_bytes"):
             await held.reserve(1)
         queued[0] = 0
         with room.enter() as held:

@@ -1,5 +1,6 @@
 """Compressed bodies open to what they were, and never to more than the limit."""
 
+import contextlib
 import gzip
 import tracemalloc
 import zlib
@@ -31,7 +32,7 @@ every_coding = pytest.mark.parametrize(("coding", "compress"), CODINGS, ids=["gz
 @every_coding
 @given(
     parts=st.lists(
-        st.one_of(st.binary(max_size=100), st.integers(0, 2 * PIECE_BYTES).map(lambda n: bytes(n))),
+        st.one_of(st.binary(max_size=100), st.integers(0, 2 * PIECE_BYTES).map(bytes)),
         min_size=1,
         max_size=4,
     )
@@ -72,13 +73,11 @@ def test_what_is_cut_short_is_rejected(coding: str, compress: Callable[[bytes], 
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
-@given(body=st.binary(min_size=1, max_size=100))
+@given(body=st.binary(max_size=100))
 def test_garbage_is_rejected_or_small(coding: str, body: bytes) -> None:
-    """Whatever the bytes, the outcome is a sentence or a body within the limit."""
-    try:
+    """Whatever the bytes, the outcome is a rejection or a body within the limit."""
+    with contextlib.suppress(Rejected):
         assert len(opened(body, coding, 1000)) <= 1000
-    except Rejected as error:
-        assert str(error).endswith(".")
 
 
 def test_a_zstd_window_beyond_that_of_http_is_rejected() -> None:

@@ -1,37 +1,60 @@
-"""Intake answers when Kafka has acknowledged, and not before; requests share messages under load."""
+"""Requests are answered when what is theirs is safe, and not before; requests share messages under load."""
 
 import asyncio
+import pathlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from pipeline.errors import Rejected, Unavailable
-from pipeline.gateway.intake import Intake, Request
+from pipeline import otlp
+from pipeline.errors import Unavailable
+from pipeline.gateway import intake as intake_module
+from pipeline.gateway.intake import Intake
+from pipeline.gateway.outlet import Outlet
+from pipeline.record.schema import Signal
+from pipeline.settings import SpoolSettings
+from pipeline.spool.spool import Spool
 from tests.gateway.fake import FakePublisher
 from tests.otlp.requests import ONE_OF_EVERYTHING, T0, logs
 
-
-def run(scenario: Callable[[Intake, FakePublisher], Coroutine[Any, Any, None]], within_s: float = 5) -> FakePublisher:
-    publisher = FakePublisher()
-
-    async def main() -> None:
-        await scenario(Intake(publisher, "local", within_s=within_s, clock=lambda: T0 + 10**9), publisher)  # type: ignore[arg-type]
-
-    asyncio.run(main())
-    return publisher
+Scenario = Callable[[Intake, FakePublisher], Coroutine[Any, Any, None]]
 
 
-def request(*bodies: str) -> Request:
-    return Request("logs", logs(*bodies).SerializeToString(), "default")
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> Callable[[Scenario], FakePublisher]:
+    def run(scenario: Scenario) -> FakePublisher:
+        publisher = FakePublisher()
+
+        async def main() -> None:
+            settings = SpoolSettings(directory=tmp_path, min_free_bytes=0)
+            spool = Spool(settings)
+            outlet = Outlet(publisher, spool, settings)  # type: ignore[arg-type]
+            await scenario(Intake(outlet, "local", within_s=5), publisher)
+            spool.close()
+
+        asyncio.run(main())
+        return publisher
+
+    return run
 
 
-def test_the_answer_waits_for_every_acknowledgement() -> None:
+async def accept(intake: Intake, *texts: str) -> None:
+    await send(intake, "logs", logs(*texts).SerializeToString())
+
+
+async def send(intake: Intake, signal: Signal, body: bytes, traceparent: str = "") -> None:
+    origin = otlp.Origin("default", "local", T0 + 10**9)
+    encoded = otlp.encode(signal, body, origin, partitions=intake.partitions(signal))
+    await intake.make_safe(signal, "default", encoded.groups, traceparent)
+
+
+def test_the_answer_waits_for_every_acknowledgement(run: Callable[[Scenario], FakePublisher]) -> None:
     """A request is not answered while one of its messages is unacknowledged."""
 
     async def scenario(intake: Intake, publisher: FakePublisher) -> None:
         publisher.hold = True
-        answer = asyncio.create_task(intake.accept(request("a")))
+        answer = asyncio.create_task(accept(intake, "a"))
         await asyncio.sleep(0.05)
         assert not answer.done()
         publisher.release()
@@ -40,50 +63,42 @@ def test_the_answer_waits_for_every_acknowledgement() -> None:
     run(scenario)
 
 
-def test_a_failed_acknowledgement_is_unavailable() -> None:
-    """A client never hears OK for what Kafka did not acknowledge."""
+def test_what_kafka_does_not_acknowledge_is_safe_in_the_spool(run: Callable[[Scenario], FakePublisher]) -> None:
+    """A client hears OK once the spool has it."""
 
     async def scenario(intake: Intake, publisher: FakePublisher) -> None:
         publisher.hold = True
-        answer = asyncio.create_task(intake.accept(request("a")))
+        answer = asyncio.create_task(accept(intake, "a"))
         await asyncio.sleep(0.01)
         publisher.release(Unavailable("timed out"))
-        with pytest.raises(Unavailable, match="timed out"):
-            await answer
+        await answer
+        assert intake.queued_bytes == 0
 
     run(scenario)
 
 
-def test_silence_is_unavailable() -> None:
-    """A client that waits for Kafka longer than the budget hears "not now"."""
+def test_silence_is_unavailable(run: Callable[[Scenario], FakePublisher], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that waits for longer than both budgets hears "not now"."""
+    monkeypatch.setattr(intake_module, "SPOOL_WITHIN_S", -4.9)
 
     async def scenario(intake: Intake, publisher: FakePublisher) -> None:
         publisher.hold = True
         with pytest.raises(Unavailable, match="in time"):
-            await intake.accept(request("a"))
+            await accept(intake, "a")
+        assert intake.queued_bytes > 0
+        publisher.release()
+        await asyncio.sleep(0.01)
+        assert intake.queued_bytes == 0
 
-    run(scenario, within_s=-0.9)  # the wait is a second longer than Kafka's own
-
-
-def test_unknown_partitions_are_unavailable_and_garbage_is_rejected() -> None:
-    """What the world did and what the data did are told apart."""
-
-    async def scenario(intake: Intake, publisher: FakePublisher) -> None:
-        with pytest.raises(Rejected):
-            await intake.accept(Request("logs", b"garbage", "default"))
-        publisher.away = "Kafka is away"
-        with pytest.raises(Unavailable, match="Kafka is away"):
-            await intake.accept(request("a"))
-
-    assert run(scenario).published == []
+    run(scenario)
 
 
-def test_an_idle_gateway_sends_at_once_and_a_busy_one_fills_messages() -> None:
+def test_an_idle_gateway_sends_at_once_and_a_busy_one_fills_messages(run: Callable[[Scenario], FakePublisher]) -> None:
     """100 requests of 10 records that arrive together make few messages, and every record is in one of them once."""
 
     async def scenario(intake: Intake, publisher: FakePublisher) -> None:
         publisher.hold = True
-        answers = [asyncio.create_task(intake.accept(request(*[f"{n}/{m}" for m in range(10)]))) for n in range(100)]
+        answers = [asyncio.create_task(accept(intake, *[f"{n}/{m}" for m in range(10)])) for n in range(100)]
         while not all(answer.done() for answer in answers):
             await asyncio.sleep(0.005)
             publisher.release()
@@ -95,12 +110,12 @@ def test_an_idle_gateway_sends_at_once_and_a_busy_one_fills_messages() -> None:
     assert all(message.headers["records"] == b"%d" % len(message.records) for message in published)
 
 
-def test_a_client_that_goes_away_takes_nobody_with_it() -> None:
+def test_a_client_that_goes_away_takes_nobody_with_it(run: Callable[[Scenario], FakePublisher]) -> None:
     """Cancelling one of two requests that share a message leaves the other's answer alone."""
 
     async def scenario(intake: Intake, publisher: FakePublisher) -> None:
         publisher.hold = True
-        first, leaving, staying = (asyncio.create_task(intake.accept(request(body))) for body in "abc")
+        first, leaving, staying = (asyncio.create_task(accept(intake, body)) for body in "abc")
         await asyncio.sleep(0.01)
         leaving.cancel()
         await asyncio.sleep(0.01)
@@ -116,13 +131,13 @@ def test_a_client_that_goes_away_takes_nobody_with_it() -> None:
     ]
 
 
-def test_messages_carry_the_headers_of_the_design() -> None:
+def test_messages_carry_the_headers_of_the_design(run: Callable[[Scenario], FakePublisher]) -> None:
     """Consumers learn tenant, region, signal, count, schema, times and trace from the headers alone."""
 
     async def scenario(intake: Intake, publisher: FakePublisher) -> None:
         traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         body = ONE_OF_EVERYTHING["metrics"].SerializeToString()
-        await intake.accept(Request("metrics", body, "default", traceparent))
+        await send(intake, "metrics", body, traceparent)
 
     [message] = run(scenario).published
     assert message.topic == "metrics_raw"

@@ -1,143 +1,160 @@
-"""The two protocols' answers, against a gateway whose Kafka is a fake."""
+"""What both protocols owe their clients beyond the specification's sentences, on real servers with a fake Kafka."""
 
-import asyncio
+import contextlib
 import gzip
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Event, Thread
+import pathlib
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import h2.config
+import h2.connection
+import h2.events
 import httpx
 import pytest
-from aiohttp import web
+import trustme
+from backports import zstd
 from google.rpc import error_details_pb2, status_pb2
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
 
-from pipeline.gateway import grpc as otlp_grpc
-from pipeline.gateway import http as otlp_http
-from pipeline.gateway.intake import Intake
+from pipeline.gateway.grpc import PREFIX
+from pipeline.gateway.tenants import hashed
 from pipeline.settings import GatewaySettings
-from tests.gateway.fake import FakePublisher
+from tests.gateway.served import JSON, PROTOBUF, Gateway, export, serving
 from tests.otlp.as_json import as_json
 from tests.otlp.requests import ONE_OF_EVERYTHING, logs
 
-PROTOBUF = {"content-type": "application/x-protobuf"}
-JSON = {"content-type": "application/json"}
-SETTINGS = GatewaySettings(max_body_bytes=100_000, max_decoded_bytes=200_000)
-
-
-class Gateway:
-    def __init__(self) -> None:
-        self.publisher = FakePublisher()
-        self.http = ""
-        self.grpc = ""
-
-    def post(self, body: bytes, headers: dict[str, str], path: str = "/v1/logs") -> httpx.Response:
-        return httpx.post(self.http + path, content=body, headers=headers)
-
-    def export(self, body: bytes, service: str = "logs.v1.LogsService", **options: Any) -> bytes:
-        with grpc.insecure_channel(self.grpc) as channel:
-            method = channel.unary_unary(f"/opentelemetry.proto.collector.{service}/Export")
-            return bytes(method(body, timeout=10, **options))
-
-
-@contextmanager
-def serving() -> Iterator[Gateway]:
-    gateway = Gateway()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def main(started: Any) -> None:
-        intake = Intake(gateway.publisher, "local", within_s=5)  # type: ignore[arg-type]
-        runner = web.AppRunner(otlp_http.application(intake, SETTINGS, "default"), auto_decompress=False)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        server = otlp_grpc.server(intake, SETTINGS, "default")
-        gateway.grpc = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        gateway.http = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        await server.start()
-        started()
-        await stop.wait()
-        await server.stop(0)
-        await runner.cleanup()
-
-    ready = Event()
-    thread = Thread(target=lambda: loop.run_until_complete(main(ready.set)))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield gateway
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+SETTINGS = GatewaySettings(
+    max_body_bytes=100_000,
+    max_decoded_bytes=200_000,
+    max_records=50,
+    max_requests=8,
+    cors_origins=("https://shop.example",),
+)
+CODINGS = {"identity": bytes, "gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd.compress}
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Gateway]:
-    with serving() as gateway:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with serving(tmp_path_factory.mktemp("spool"), SETTINGS) as gateway:
         yield gateway
 
 
 @pytest.fixture
 def gateway(running: Gateway) -> Gateway:
     running.publisher.published.clear()
-    running.publisher.away = None
     return running
 
 
+def ids(gateway: Gateway) -> list[list[bytes]]:
+    return [sorted(r["event_id"] for r in message.records) for message in gateway.publisher.published]
+
+
+class RawGrpc:
+    """An HTTP/2 client that can say what no gRPC library would."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.settimeout(10)
+        self.http2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.http2.initiate_connection()
+        self._stream = -1
+        self._pending: list[h2.events.Event] = []
+
+    def call(self, data: bytes, headers: dict[str, str] | None = None) -> dict[str, str]:
+        """Send one request with this DATA and end it; return all response headers and trailers."""
+        self.begin(headers)
+        self.http2.send_data(self._stream, data, end_stream=True)
+        return self.answer()
+
+    def begin(self, headers: dict[str, str] | None = None) -> None:
+        self._stream += 2
+        wanted = {
+            ":method": "POST", ":scheme": "http", ":authority": "x", "te": "trailers", "content-type": "application/grpc",
+            ":path": "/opentelemetry.proto.collector.logs.v1.LogsService/Export", **(headers or {}),
+        }  # fmt: skip
+        self.http2.send_headers(self._stream, sorted(wanted.items(), key=lambda pair: not pair[0].startswith(":")))
+        self.flush()
+
+    def answer(self) -> dict[str, str]:
+        self.flush()
+        found: dict[str, str] = {}
+        while True:
+            for event in self.http2.receive_data(self._socket.recv(65536)):
+                if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+                    found |= dict(event.headers)
+                if isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                    self.flush()
+                    return found
+            self.flush()
+
+    def flush(self) -> None:
+        self._socket.sendall(self.http2.data_to_send())
+
+
 @pytest.mark.parametrize("signal", ["logs", "metrics", "traces"])
-def test_full_success_is_an_empty_answer_in_the_requests_encoding(gateway: Gateway, signal: str) -> None:
-    """200 and an empty message: no bytes in protobuf, {} in JSON; both, gzipped or not, publish the same ids."""
-    request = ONE_OF_EVERYTHING[signal]
-    path = f"/v1/{signal}"
-    plain = gateway.post(request.SerializeToString(), PROTOBUF, path)
-    zipped = gateway.post(gzip.compress(request.SerializeToString()), {**PROTOBUF, "content-encoding": "gzip"}, path)
-    as_text = gateway.post(as_json(request), JSON, path)
-    assert [(answer.status_code, answer.content) for answer in (plain, zipped, as_text)] == [
-        (200, b""),
-        (200, b""),
-        (200, b"{}"),
-    ]
-    assert plain.headers["content-type"] == "application/x-protobuf"
-    assert as_text.headers["content-type"].startswith("application/json")
-    ids = [sorted(r["event_id"] for r in message.records) for message in gateway.publisher.published]
-    assert len(ids) == 3
-    assert ids[0] == ids[1] == ids[2]
+def test_ids_do_not_depend_on_protocol_encoding_or_coding(gateway: Gateway, signal: str) -> None:
+    """gRPC and HTTP, protobuf and JSON, plain, gzip, deflate and zstd publish the same ids."""
+    body, text = ONE_OF_EVERYTHING[signal].SerializeToString(), as_json(ONE_OF_EVERYTHING[signal])
+    for coding, compress in CODINGS.items():
+        said = {"content-encoding": coding}
+        assert gateway.post(compress(body), {**PROTOBUF, **said}, f"/v1/{signal}").content == b""
+        assert gateway.post(compress(text), {**JSON, **said}, f"/v1/{signal}").content == b"{}"
+    for compression in (None, grpc.Compression.Gzip, grpc.Compression.Deflate):
+        assert gateway.export(body, signal, compression=compression) == b""
+    found = ids(gateway)
+    assert len(found) == 11 * (len(found) // 11)
+    assert len({tuple(one) for one in found}) == len(found) // 11
 
 
-def test_grpc_and_http_publish_the_same_ids(gateway: Gateway) -> None:
-    """The protocol leaves no trace in an id."""
-    body = logs("a", "a").SerializeToString()
-    gateway.post(body, PROTOBUF)
-    assert gateway.export(body, compression=grpc.Compression.Gzip) == b""
-    http_message, grpc_message = gateway.publisher.published
-    assert [r["event_id"] for r in http_message.records] == [r["event_id"] for r in grpc_message.records]
+def test_grpc_speaks_zstd(gateway: Gateway) -> None:
+    """As the Collector's exporter does with compression: zstd; the answer says what else is understood."""
+    packed = zstd.compress(logs("a").SerializeToString())
+    answer = RawGrpc(gateway.grpc_port).call(PREFIX.pack(1, len(packed)) + packed, {"grpc-encoding": "zstd"})
+    assert answer["grpc-status"] == "0"
+    assert answer["grpc-accept-encoding"] == "identity,gzip,deflate,zstd"
+    assert [r["body"] for m in gateway.publisher.published for r in m.records] == ["a"]
 
 
-def spans_with_a_bad_one() -> bytes:
-    request = ExportTraceServiceRequest()
-    request.CopyFrom(ONE_OF_EVERYTHING["traces"])  # type: ignore[arg-type]
-    request.resource_spans[0].scope_spans[0].spans.add(name="no ids")
-    return request.SerializeToString()
+@pytest.mark.parametrize(
+    ("data", "headers", "code", "says"),
+    [
+        (b"", {}, "3", "before a gRPC message began"),
+        (b"\0\0\0", {}, "3", "before a gRPC message began"),
+        (PREFIX.pack(0, 10) + b"short", {}, "3", "holds 10 bytes where its one gRPC message needs 15"),
+        (PREFIX.pack(0, 1) + b"\x0a\x00", {}, "3", "holds 7 bytes where its one gRPC message needs 6"),
+        (PREFIX.pack(1, 2) + b"\x0a\x00", {}, "3", "does not say how"),
+        (PREFIX.pack(7, 2) + b"\x0a\x00", {"grpc-encoding": "gzip"}, "3", "does not say how"),
+        (PREFIX.pack(1, 2) + b"\x0a\x00", {"grpc-encoding": "snappy"}, "12", "snappy is not supported"),
+        (PREFIX.pack(0, 2) + b"\x0a\x00", {"grpc-encoding": "snappy"}, "0", ""),
+        (PREFIX.pack(0, 1 << 31), {}, "8", "larger than 100000 bytes"),
+        (PREFIX.pack(0, 0), {":path": "/no.such/Method"}, "12", "no such method"),
+    ],
+)  # fmt: skip
+def test_odd_grpc_requests_have_a_code_and_a_sentence(
+    gateway: Gateway, data: bytes, headers: dict[str, str], code: str, says: str
+) -> None:
+    """And the connection goes on."""
+    client = RawGrpc(gateway.grpc_port)
+    answer = client.call(data, headers)
+    assert (answer[":status"], answer["grpc-status"]) == ("200", code)
+    assert says in answer.get("grpc-message", "")
+    good = logs("a").SerializeToString()
+    assert client.call(PREFIX.pack(0, len(good)) + good)["grpc-status"] == "0"
 
 
-def test_partial_success_counts_and_says_why(gateway: Gateway) -> None:
-    """A bad record inside a good request is counted with its reason, and its neighbours are published."""
-    over_http = ExportTraceServiceResponse.FromString(
-        gateway.post(spans_with_a_bad_one(), PROTOBUF, "/v1/traces").content
-    )
-    over_grpc = ExportTraceServiceResponse.FromString(gateway.export(spans_with_a_bad_one(), "trace.v1.TraceService"))
-    assert over_http == over_grpc
-    assert over_http.partial_success.rejected_spans == 1
-    assert "1 refused: a span has no valid trace_id" in over_http.partial_success.error_message
-    assert [len(message.records) for message in gateway.publisher.published] == [2, 2]
+def test_what_is_not_grpc_is_415_or_cut_off(gateway: Gateway) -> None:
+    """A browser's HTTP/2 request has an HTTP answer, and HTTP/1 on the gRPC port is closed."""
+    assert RawGrpc(gateway.grpc_port).call(b"", {"content-type": "text/html"})[":status"] == "415"
+    with socket.create_connection(("127.0.0.1", gateway.grpc_port)) as connection:
+        connection.settimeout(5)
+        connection.sendall(b"POST /v1/logs HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(100))
+        while connection.recv(4096):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -152,6 +169,8 @@ def test_partial_success_counts_and_says_why(gateway: Gateway) -> None:
         (gzip.compress(b"x" * 1000)[:-9], {**PROTOBUF, "content-encoding": "gzip"}, 400, "cut short"),
         (bytes(100_001), PROTOBUF, 413, "larger than 100000 bytes"),
         (gzip.compress(bytes(50_000_000)), {**PROTOBUF, "content-encoding": "gzip"}, 413, "when decompressed"),
+        (zstd.compress(bytes(50_000_000)), {**PROTOBUF, "content-encoding": "zstd"}, 413, "when decompressed"),
+        (zlib.compress(bytes(50_000_000)), {**JSON, "content-encoding": "deflate"}, 413, "when decompressed"),
     ],
 )  # fmt: skip
 def test_http_refusals_name_what_was_wrong(
@@ -168,31 +187,50 @@ def test_http_refusals_name_what_was_wrong(
     assert gateway.publisher.published == []
 
 
-def test_other_paths_and_methods_are_not_found(gateway: Gateway) -> None:
-    """An unknown path is 404, a GET of a known one 405."""
-    assert gateway.post(b"", PROTOBUF, "/v1/nothing").status_code == 404
-    assert httpx.get(f"{gateway.http}/v1/logs").status_code == 405
+def test_a_body_that_never_ends_is_cut_off(gateway: Gateway) -> None:
+    """Chunks beyond the limit are not read on, and a lying Content-Length is no harm to others."""
+    with contextlib.suppress(httpx.HTTPError):
+        answer = gateway.post((bytes(10_000) for _ in range(100_000)), PROTOBUF)
+        assert answer.status_code == 413
+    with socket.create_connection(("127.0.0.1", gateway.http_port)) as connection:
+        connection.sendall(b"POST /v1/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n")
+        connection.sendall(b"Content-Length: 50\r\n\r\nshort")
+    assert gateway.post(logs("a").SerializeToString(), PROTOBUF).status_code == 200
 
 
-def test_not_now_over_http_has_retry_after_and_retry_info(gateway: Gateway) -> None:
-    """While Kafka is away the answer is 503 with both ways of saying when to come again."""
-    gateway.publisher.away = "Kafka is away"
-    answer = gateway.post(logs().SerializeToString(), PROTOBUF)
-    assert answer.status_code == 503
+def test_more_records_than_the_limit_are_refused_and_the_first_accepted(gateway: Gateway) -> None:
+    """partial_success names the setting."""
+    answer = gateway.post(as_json(logs(*[f"{n}" for n in range(60)])), JSON)
+    partial = answer.json()["partialSuccess"]
+    assert partial["rejectedLogRecords"] == "10"
+    assert "gateway.max_records" in partial["errorMessage"]
+    assert [len(m.records) for m in gateway.publisher.published] == [50]
+
+
+def test_one_request_too_many_at_a_time_is_told_to_come_again(gateway: Gateway) -> None:
+    """Over both protocols, with both ways of saying when; those before it are answered."""
+    gateway.publisher.hold = True
+    try:
+        with grpc.insecure_channel(gateway.grpc) as channel:
+            waiting = [export(channel).future(logs(f"{n}").SerializeToString()) for n in range(8)]
+            deadline = time.monotonic() + 5
+            while not gateway.publisher.published and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            answer = gateway.post(logs().SerializeToString(), PROTOBUF)
+            with pytest.raises(grpc.RpcError) as caught:
+                export(channel)(logs().SerializeToString(), timeout=5)
+            gateway.publisher.hold = False
+            gateway.publisher.release()
+            assert {one.result(10) for one in waiting} == {b""}
+    finally:
+        gateway.publisher.hold = False
+        gateway.publisher.release()
+    assert (answer.status_code, "gateway.max_requests" in status_pb2.Status.FromString(answer.content).message) == (
+        503,
+        True,
+    )
     assert 3 <= int(answer.headers["retry-after"]) <= 8
-    status = status_pb2.Status.FromString(answer.content)
-    retry = error_details_pb2.RetryInfo()
-    assert status.details[0].Unpack(retry)
-    assert 2.5 <= retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9 <= 7.5
-    as_text = gateway.post(as_json(logs()), JSON)
-    assert (as_text.status_code, as_text.json()["message"]) == (503, "Kafka is away")
-
-
-def test_not_now_over_grpc_has_retry_info(gateway: Gateway) -> None:
-    """While Kafka is away gRPC says UNAVAILABLE with RetryInfo."""
-    gateway.publisher.away = "Kafka is away"
-    with pytest.raises(grpc.RpcError) as caught:
-        gateway.export(logs().SerializeToString())
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     trailers = dict(caught.value.trailing_metadata())
     in_status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"]).details[0]
@@ -200,17 +238,197 @@ def test_not_now_over_grpc_has_retry_info(gateway: Gateway) -> None:
     assert trailers["google.rpc.retryinfo-bin"] == in_status.value
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        (b"garbage", grpc.StatusCode.INVALID_ARGUMENT),
-        (bytes(300_000), grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (bytes(50_000_000), grpc.StatusCode.RESOURCE_EXHAUSTED),
-    ],
-)
-def test_grpc_refusals(gateway: Gateway, body: bytes, code: grpc.StatusCode) -> None:
-    """Undecodable and oversized requests, also when they are small until decompressed, have the codes of OTLP."""
-    with pytest.raises(grpc.RpcError) as caught:
-        gateway.export(body, compression=grpc.Compression.Gzip)
-    assert caught.value.code() is code
-    assert gateway.export(logs().SerializeToString()) == ExportLogsServiceResponse().SerializeToString()
+def test_a_client_that_resets_leaves_nothing_behind(gateway: Gateway) -> None:
+    """Neither its place among the requests nor its bytes."""
+    for _ in range(3 * SETTINGS.max_requests):
+        client = RawGrpc(gateway.grpc_port)
+        client.begin()
+        client.http2.send_data(1, PREFIX.pack(0, 90_000) + bytes(1000))
+        client.http2.reset_stream(1)
+        client.flush()
+    good = logs("a").SerializeToString()
+    assert client.call(PREFIX.pack(0, len(good)) + good)["grpc-status"] == "0"
+
+
+def test_pages_of_named_origins_may_send_and_others_not(gateway: Gateway) -> None:
+    """CORS: preflight and answer, for the origins in the settings only."""
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type,authorization"}
+    url = f"{gateway.http}/v1/traces"
+    allowed = httpx.options(url, headers={"origin": "https://shop.example", **asked})
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    assert "AUTHORIZATION" in allowed.headers["access-control-allow-headers"].upper()
+    answer = gateway.post(b"", {**PROTOBUF, "origin": "https://shop.example"}, "/v1/traces")
+    assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+    assert httpx.options(url, headers={"origin": "https://evil.example", **asked}).status_code == 403
+    refused = gateway.post(b"", {**PROTOBUF, "origin": "https://evil.example"}, "/v1/traces")
+    assert "access-control-allow-origin" not in refused.headers
+
+
+def test_without_origins_no_page_may_send(tmp_path: pathlib.Path) -> None:
+    """CORS is off by default."""
+    with serving(tmp_path) as gateway:
+        asked = {"origin": "https://shop.example", "access-control-request-method": "POST"}
+        answer = httpx.options(f"{gateway.http}/v1/traces", headers=asked)
+    assert answer.status_code == 405
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_old_connections_are_asked_to_come_anew(tmp_path: pathlib.Path) -> None:
+    """HTTP with Connection: close, gRPC with GOAWAY; no request fails by it."""
+    with serving(tmp_path, GatewaySettings(max_connection_age_s=0.3)) as gateway:
+        with httpx.Client(base_url=gateway.http) as client:
+            assert "connection" not in client.post("/v1/logs", content=b"", headers=PROTOBUF).headers
+            time.sleep(0.4)
+            assert client.post("/v1/logs", content=b"", headers=PROTOBUF).headers["connection"] == "close"
+            assert client.post("/v1/logs", content=b"", headers=PROTOBUF).status_code == 200
+        with grpc.insecure_channel(gateway.grpc) as channel:
+            deadline = time.monotonic() + 1
+            while time.monotonic() < deadline:
+                assert export(channel)(b"", timeout=5) == b""
+        raw = RawGrpc(gateway.grpc_port)
+        time.sleep(0.5)
+        raw.http2.receive_data(raw._socket.recv(65536))
+        assert raw._socket.recv(65536) == b""
+
+
+def test_a_body_that_does_not_arrive_is_given_up(tmp_path: pathlib.Path) -> None:
+    """A slow client does not hold its place for ever."""
+    with serving(tmp_path, GatewaySettings(receive_within_s=0.2)) as gateway:
+        raw = RawGrpc(gateway.grpc_port)
+        raw.begin()
+        assert "did not arrive" in raw.answer()["grpc-message"]
+        with socket.create_connection(("127.0.0.1", gateway.http_port)) as connection:
+            connection.settimeout(5)
+            connection.sendall(
+                b"POST /v1/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+            )
+            assert b"503 Service Unavailable" in connection.recv(4096)
+
+
+# Who sends
+
+
+@pytest.fixture
+def tenants(tmp_path: pathlib.Path) -> pathlib.Path:
+    file = tmp_path / "tenants.toml"
+    file.write_text(
+        f'[tenants.shop]\nkeys = ["{hashed("shop-key")}"]\nsignals = ["logs"]\n'
+        f'[tenants.slow]\nkeys = ["{hashed("slow-key")}"]\nrecords_per_s = 1\nburst_s = 1\n'
+    )
+    return file
+
+
+def as_sent(call: Callable[[], Any]) -> tuple[Any, Any]:
+    """The outcome of one gRPC call: code and trailers."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code(), dict(error.trailing_metadata())
+    return grpc.StatusCode.OK, {}
+
+
+def test_keys_name_tenants_and_rates_are_kept(tmp_path: pathlib.Path, tenants: pathlib.Path) -> None:
+    """401, 403 and 429 over HTTP, and their codes over gRPC; the tenant is what the key says, whatever the client says."""
+    with serving(tmp_path / "spool", GatewaySettings(tenants_file=tenants)) as gateway:
+        request = logs("a")
+        for key in ("tenant", "region"):
+            attribute = request.resource_logs[0].resource.attributes.add(key=key)
+            attribute.value.string_value = "forged"
+        body = request.SerializeToString()
+
+        def post(key: str | None, path: str = "/v1/logs") -> httpx.Response:
+            who = {} if key is None else {"authorization": f"Bearer {key}"}
+            return gateway.post(body, {**PROTOBUF, **who, "tenant": "forged", "x-scope-orgid": "forged"}, path)
+
+        def call(key: str | None, signal: str = "logs") -> tuple[Any, Any]:
+            who = [] if key is None else [("authorization", f"Bearer {key}")]
+            return as_sent(lambda: gateway.export(body, signal, metadata=who))
+
+        assert [post(key).status_code for key in (None, "wrong", "shop-key")] == [401, 401, 200]
+        assert post(None).headers["www-authenticate"] == "Bearer"
+        assert post("shop-key", "/v1/traces").status_code == 403
+        assert call(None)[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert call("shop-key")[0] is grpc.StatusCode.OK
+        assert call("shop-key", "traces")[0] is grpc.StatusCode.PERMISSION_DENIED
+        assert {m.headers["tenant"] for m in gateway.publisher.published} == {b"shop"}
+        assert {(r["tenant"], r["region"]) for m in gateway.publisher.published for r in m.records} == {
+            ("shop", "local")
+        }
+
+        codes = [post("slow-key") for _ in range(4)]
+        assert 429 in [answer.status_code for answer in codes]
+        throttled = next(answer for answer in codes if answer.status_code == 429)
+        assert int(throttled.headers["retry-after"]) >= 1
+        assert status_pb2.Status.FromString(throttled.content).details[0].Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+        code, trailers = call("slow-key")
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "google.rpc.retryinfo-bin" in trailers
+
+
+def test_tls_and_client_certificates_on_both_ports(tmp_path: pathlib.Path) -> None:
+    """Nobody without a certificate of the client CA gets in; its name says the tenant; a new certificate is served."""
+    authority, clients, stranger = trustme.CA(), trustme.CA(), trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    clients.cert_pem.write_to_path(tmp_path / "clients.pem")
+    (tmp_path / "tenants.toml").write_text('[tenants.shop]\ncertificates = ["shop.example"]\n')
+    settings = GatewaySettings(
+        tenants_file=tmp_path / "tenants.toml",
+        tls_certificate_file=tmp_path / "server.pem",
+        tls_key_file=tmp_path / "server.pem",
+        tls_client_ca_file=tmp_path / "clients.pem",
+    )
+    body = logs("a").SerializeToString()
+
+    def context(issuer: trustme.CA | None, name: str = "shop.example") -> ssl.SSLContext:
+        made = ssl.create_default_context()
+        authority.configure_trust(made)
+        if issuer:
+            issuer.issue_cert(name).configure_cert(made)
+        return made
+
+    with serving(tmp_path / "spool", settings) as gateway:
+        url = f"https://127.0.0.1:{gateway.http_port}/v1/logs"
+        assert httpx.post(url, content=body, headers=PROTOBUF, verify=context(clients)).status_code == 200
+        other = httpx.post(url, content=body, headers=PROTOBUF, verify=context(clients, "unknown.example"))
+        assert other.status_code == 401
+        for issuer in (None, stranger):
+            with pytest.raises(httpx.TransportError):
+                httpx.post(url, content=body, headers=PROTOBUF, verify=context(issuer))
+
+        mine = clients.issue_cert("shop.example")
+        credentials = grpc.ssl_channel_credentials(
+            authority.cert_pem.bytes(),
+            mine.private_key_pem.bytes(),
+            b"".join(pem.bytes() for pem in mine.cert_chain_pems),
+        )
+        with grpc.secure_channel(gateway.grpc, credentials) as channel:
+            assert export(channel)(body, timeout=10) == b""
+        nobody = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+        with grpc.secure_channel(gateway.grpc, nobody) as channel:
+            assert as_sent(lambda: export(channel)(body, timeout=3))[0] is grpc.StatusCode.UNAVAILABLE
+        assert {m.headers["tenant"] for m in gateway.publisher.published} == {b"shop"}
+
+        before = served_certificate(gateway.http_port)
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+        gateway.certificates.reload()
+        assert served_certificate(gateway.http_port) != before
+        assert served_certificate(gateway.grpc_port) == served_certificate(gateway.http_port)
+
+
+def served_certificate(port: int) -> bytes | None:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as connection:
+        return connection.getpeercert(binary_form=True)
+
+
+def test_static_tags_are_on_every_record(tmp_path: pathlib.Path) -> None:
+    """And stand above what the client says."""
+    settings = GatewaySettings(resource_attributes={"deployment.environment": "production", "service.name": "named"})
+    with serving(tmp_path, settings) as gateway:
+        gateway.post(logs("a").SerializeToString(), PROTOBUF)
+        [record] = gateway.publisher.published[0].records
+    assert record["resource_attributes"]["deployment.environment"] == "production"
+    assert record["service"] == record["resource_attributes"]["service.name"] == "named"

@@ -1,0 +1,146 @@
+"""One export, the same for both protocols: who sends, is there room, open, encode, make safe, answer."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Literal, NamedTuple, Protocol
+
+import structlog
+
+from pipeline import otlp
+from pipeline.errors import PipelineError, TooLarge, Unavailable
+from pipeline.gateway import answers
+from pipeline.gateway.admission import Admission
+from pipeline.gateway.answers import Answer
+from pipeline.gateway.compression import opened
+from pipeline.gateway.intake import Intake
+from pipeline.gateway.tenants import Tenant, Tenants
+from pipeline.otlp.json import to_protobuf
+from pipeline.record.schema import Signal
+from pipeline.settings import GatewaySettings
+from pipeline.telemetry import metrics
+
+log = structlog.get_logger()
+ENCODED_IN_PLACE = {"protobuf": 1024 * 1024, "json": 64 * 1024}  # bytes; larger bodies leave the event loop to others
+
+
+class Call(NamedTuple):
+    """What a protocol knows of a request before its body; `certificate` holds names from a verified one."""
+
+    protocol: Literal["grpc", "http"]
+    signal: Signal
+    encoding: Literal["protobuf", "json"]
+    authorization: str
+    certificate: tuple[str, ...]
+    traceparent: str
+
+
+class Body(Protocol):
+    """A body that need not have arrived yet; `coding` is its content coding, known when `size` is."""
+
+    coding: str
+
+    async def size(self) -> int:
+        """Its bytes as sent, or the most that it may become."""
+
+    async def read(self) -> bytes:
+        """All of it; raise TooLarge, or Rejected where it is cut short."""
+
+
+class Exports:
+    """Answers exports. `region` and the tenant are what the gateway knows; no client can say them."""
+
+    def __init__(self, settings: GatewaySettings, region: str, tenants: Tenants, intake: Intake) -> None:
+        self._settings = settings
+        self._region = region
+        self._tenants = tenants
+        self._intake = intake
+        self._admission = Admission(
+            max_requests=settings.max_requests,
+            max_bytes=settings.max_in_flight_bytes,
+            queued_bytes=lambda: intake.queued_bytes,
+        )
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+        self._rules = otlp.Rules(
+            max_records=settings.max_records,
+            max_encoded_bytes=settings.max_encoded_bytes,
+            max_attributes=settings.max_attributes,
+            max_key_bytes=settings.max_key_bytes,
+            max_text_bytes=settings.max_text_bytes,
+            max_depth=settings.max_depth,
+            resource_attributes=tuple(settings.resource_attributes.items()),
+        )
+
+    async def export(self, call: Call, body: Body) -> Answer:
+        """Answer one request: OK once every accepted record is safe. Never raises but when cancelled."""
+        with metrics.IN_FLIGHT.labels(call.protocol).track_inprogress():
+            try:
+                answer = await self._export(call, body)
+            except PipelineError as error:
+                answer = answers.failure(error, self._settings.retry_after_s)
+            except Exception:
+                log.exception("an export failed")
+                answer = answers.bug()
+        metrics.REQUESTS.labels(call.protocol, call.signal, answer.outcome).inc()
+        return answer
+
+    async def _export(self, call: Call, body: Body) -> Answer:
+        tenant = self._tenants.identify(call.authorization, call.certificate)
+        tenant.check(call.signal)
+        with self._admission.enter() as held:
+            async with _arriving_within(self._settings.receive_within_s):
+                size = await body.size()
+                if size > self._settings.max_body_bytes:
+                    raise TooLarge(
+                        f"The body is larger than {self._settings.max_body_bytes} bytes: send smaller batches."
+                    )
+                await held.reserve(size)
+                received = await body.read()
+            started = time.perf_counter()
+            received = opened(received, body.coding, self._settings.max_decoded_bytes)
+            held.resize(len(received))
+            tenant.take(size=len(received))
+            encoded = await self._encode(call, tenant, received)
+            del received
+            held.resize(0)  # from here on the intake counts its bytes
+            tenant.take(records=encoded.accepted)
+            await self._intake.make_safe(call.signal, tenant.name, encoded.groups, call.traceparent)
+        _count(call.signal, tenant.name, encoded)
+        metrics.REQUEST_SECONDS.labels(call.signal).observe(time.perf_counter() - started)
+        return answers.success(call.signal, encoded.refused, encoded.shed)
+
+    async def _encode(self, call: Call, tenant: Tenant, body: bytes) -> otlp.Encoded:
+        partitions = self._intake.partitions(call.signal)
+        origin = otlp.Origin(tenant.name, self._region, time.time_ns())
+        rules = self._intake.rules(self._rules)
+
+        def encode() -> otlp.Encoded:
+            protobuf = to_protobuf(call.signal, body) if call.encoding == "json" else body
+            return otlp.encode(call.signal, protobuf, origin, partitions=partitions, rules=rules)
+
+        if len(body) <= ENCODED_IN_PLACE[call.encoding]:
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._aside, encode)
+
+
+@asynccontextmanager
+async def _arriving_within(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Unavailable(f"The body did not arrive within {seconds:g} s.") from None
+
+
+def _count(signal: Signal, tenant: str, encoded: otlp.Encoded) -> None:
+    metrics.ACCEPTED.labels(signal, tenant).inc(encoded.accepted)
+    for reason, count in encoded.refused.items():
+        metrics.REFUSED.labels(signal, tenant, reason).inc(count)
+    for severity, count in encoded.shed.items():
+        metrics.SHED.labels(signal, tenant, severity).inc(count)
+    if encoded.untimed:
+        metrics.UNTIMED.labels(signal, tenant).inc(encoded.untimed)
+    if encoded.cut:
+        metrics.CUT.labels(signal, tenant).inc(encoded.cut)

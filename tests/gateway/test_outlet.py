@@ -1,0 +1,182 @@
+"""Kafka while it acknowledges, the spool while it does not, and back."""
+
+import asyncio
+import pathlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+
+import pytest
+
+from pipeline.errors import Unavailable
+from pipeline.gateway.outlet import Outlet
+from pipeline.otlp import Rules
+from pipeline.settings import SpoolSettings
+from pipeline.spool.message import Message
+from pipeline.spool.spool import Level, Spool
+from tests.gateway.fake import FakePublisher
+
+LABELS = ("logs", "default")
+
+
+def message(n: int, partition: int = 0) -> Message:
+    return Message("logs_raw", partition, 1, (("tenant", b"default"),), b"%d" % n)
+
+
+class World:
+    def __init__(self, directory: pathlib.Path, drain_bytes_per_s: int) -> None:
+        self.publisher = FakePublisher()
+        self.settings = SpoolSettings(directory=directory, min_free_bytes=0, drain_bytes_per_s=drain_bytes_per_s)
+        self.spool = Spool(self.settings)
+        self.outlet = Outlet(self.publisher, self.spool, self.settings)  # type: ignore[arg-type]
+
+    def published(self) -> list[bytes]:
+        return [one.value for one in self.publisher.published]
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> Callable[..., None]:
+    def run(scenario: Callable[[World], Awaitable[None]], drain_bytes_per_s: int = 1 << 30) -> None:
+        async def main() -> None:
+            world = World(tmp_path, drain_bytes_per_s)
+            draining = asyncio.create_task(world.outlet.drain())
+            try:
+                await asyncio.wait_for(scenario(world), 20)
+            finally:
+                draining.cancel()
+                await asyncio.gather(draining, return_exceptions=True)
+                world.spool.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_while_kafka_is_away_messages_are_spooled_and_later_published_in_order(run: Callable[..., None]) -> None:
+    """All are safe at once, none waits for Kafka, and each is published when it is back."""
+
+    async def scenario(world: World) -> None:
+        world.publisher.away = "Kafka is away"
+        assert await asyncio.gather(*[world.outlet.deliver(message(n), LABELS) for n in range(50)]) == [None] * 50
+        assert world.published() == []
+        assert world.spool.level().messages == 50
+        world.publisher.away = None
+        await until(lambda: world.spool.level().messages == 0)
+        assert world.published() == [b"%d" % n for n in range(50)]
+        assert await world.outlet.deliver(message(50), LABELS) is None
+        assert world.published()[-1] == b"50"
+
+    run(scenario)
+
+
+def test_a_message_that_is_not_acknowledged_is_spooled_and_those_behind_it_do_not_wait(
+    run: Callable[..., None],
+) -> None:
+    """Once Kafka was silent for its budget, the next messages go to the spool at once, until one has arrived."""
+
+    async def scenario(world: World) -> None:
+        world.publisher.hold = True
+        first = world.outlet.deliver(message(1), LABELS)
+        await asyncio.sleep(0.01)
+        world.publisher.release(Unavailable("timed out"))
+        assert await first is None
+        assert await world.outlet.deliver(message(2), LABELS) is None
+        assert world.outlet.degraded() is not None
+        await until(lambda: world.published() == [b"1", b"1"])  # the drain tries the oldest, alone
+        assert world.spool.level().messages == 2
+        world.publisher.hold = False
+        world.publisher.release()
+        await until(lambda: world.spool.level().messages == 0)
+        assert world.published() == [b"1", b"1", b"2"]
+        await until(lambda: world.outlet.degraded() is None)
+
+    run(scenario)
+
+
+def test_the_drain_keeps_its_rate(run: Callable[..., None]) -> None:
+    """100 KB at 100 KB a second take about a second, in slices, so that live traffic has its share."""
+
+    async def scenario(world: World) -> None:
+        world.publisher.away = "Kafka is away"
+        for n in range(10):
+            big = message(n)._replace(value=bytes(1_000_000))
+            assert await world.outlet.deliver(big, LABELS) is None
+        world.publisher.away = None
+        started = asyncio.get_running_loop().time()
+        await until(lambda: world.spool.level().messages == 0)
+        assert 0.5 < asyncio.get_running_loop().time() - started < 5
+
+    run(scenario, drain_bytes_per_s=10_000_000)
+
+
+def test_when_neither_takes_it_the_sender_hears_so(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full spool is "not now" with its reason, and the gateway says that it is not ready."""
+
+    async def scenario(world: World) -> None:
+        refused: Future[None] = Future()
+        refused.set_exception(Unavailable("The spool is full."))
+        monkeypatch.setattr(world.spool, "put", lambda _: refused)
+        monkeypatch.setattr(world.spool, "level", lambda: Level(1.0, 10, 1, 1, 5.0))
+        assert world.outlet.unready() is None
+        world.publisher.away = "Kafka is away"
+        assert "full" in str(await world.outlet.deliver(message(1), LABELS))
+        assert "spool is full" in (world.outlet.unready() or "")
+
+    run(scenario)
+
+
+def test_partitions_are_remembered_over_a_restart(tmp_path: pathlib.Path) -> None:
+    """A gateway that starts while Kafka is away still spreads records as before; one that never saw it uses the first."""
+
+    async def main() -> None:
+        world = World(tmp_path, 1 << 30)
+        world.publisher.away = "Kafka is away"
+        assert world.outlet.partitions("logs_raw") == 1
+        world.publisher.away = None
+        draining = asyncio.create_task(world.outlet.drain())
+        await until(lambda: world.spool.recall() != {})
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+        world.spool.close()
+        again = World(tmp_path, 1 << 30)
+        again.publisher.away = "Kafka is away"
+        assert again.outlet.partitions("logs_raw") == 4
+        again.spool.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_topic_made_anew_with_fewer_partitions_still_takes_what_was_spooled(run: Callable[..., None]) -> None:
+    """The partition is taken modulo what there is."""
+
+    async def scenario(world: World) -> None:
+        world.publisher.away = "Kafka is away"
+        await world.outlet.deliver(message(1, partition=9), LABELS)
+        world.publisher.away = None
+        await until(lambda: world.published() == [b"1"])
+        assert world.publisher.published[0].partition == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "severity", "keep"),
+    [(0.79, 0, 1.0), (0.80, 13, 1.0), (0.85, 13, 1.0), (0.925, 13, 0.5), (1.0, 13, 0.0)],
+)
+def test_what_is_shed_follows_the_level(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, fraction: float, severity: int, keep: float
+) -> None:
+    """Logs below WARN from 80 %, ever more spans from 85 %; nothing while Kafka takes it all."""
+
+    async def scenario(world: World) -> None:
+        monkeypatch.setattr(world.spool, "level", lambda: Level(fraction, 1, 1, 1, 1.0))
+        assert world.outlet.rules(Rules()) == Rules()
+        world.publisher.away = "Kafka is away"
+        rules = world.outlet.rules(Rules())
+        assert (rules.shed_below_severity, rules.keep_spans) == (severity, pytest.approx(keep))
+
+    run(scenario)
