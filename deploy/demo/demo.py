@@ -62,7 +62,9 @@ def main() -> int:
         loaded = settings.load()
         with _only_demo(loaded):
             _refuse_beside(loaded)
-            demo = loaded.model_copy(update={"local": loaded.local.model_copy(update={"home": _home(loaded)})})
+            home = _home(loaded)
+            own = {"local": {"home": home}, "spool": {"directory": home / "spool"}}
+            demo = loaded.model_copy(update={name: getattr(loaded, name).model_copy(update=own[name]) for name in own})
             report = run(demo, arguments.records, arguments.seed)
     except errors.Misconfigured as error:
         for problem in error.problems:

@@ -152,7 +152,7 @@ def _application(settings: Settings, name_and_topics: tuple[str, int], directory
     )
 
 
-def _credentials(kafka: KafkaSettings) -> faust.auth.Credentials | None:
+def _credentials(kafka: KafkaSettings) -> Credentials | None:
     context = tls(kafka)
     if kafka.security_protocol.startswith("SASL"):
         return faust.SASLCredentials(

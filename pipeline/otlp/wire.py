@@ -89,6 +89,8 @@ def _varint(body: bytes, at: int, longest: int) -> tuple[int, int]:
 
 def _skip(body: bytes, at: int, tag: int) -> int:
     """The place after a field of any wire type but LENGTH; a group is followed to its own end."""
+    if tag & 7 == VARINT and body[at] < 0x80:
+        return at + 1
     open_groups: list[int] = []
     while True:
         wire_type = tag & 7

@@ -132,7 +132,10 @@ class Store:
     def close(self) -> None:
         """Let go of the file: other processes may take it. What the disk says now changes nothing."""
         with self._turn:
-            self._disconnect()
+            if self._connection is not None:
+                with suppress(apsw.Error):
+                    self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                self._disconnect()
             os.close(self._held)
 
     def _opened(self) -> apsw.Connection:
@@ -287,6 +290,8 @@ def _number_of(path: Path) -> int:
 
 
 def _configure(connection: apsw.Connection, journal: str = "WAL") -> None:
+    # Else SQLite would delete a log that it cannot read, and what is to be salvaged with it.
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     for pragma in (
         f"page_size = {PAGE_BYTES}",
         "locking_mode = EXCLUSIVE",  # before the log is touched: then its index needs no shared memory

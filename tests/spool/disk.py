@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,15 @@ class Disk:
             else:
                 self.change_names(lambda names: names.__setitem__(str(path), content))
 
+        unraisable = sys.unraisablehook
+
+        def crash_unraisable(raised: Any) -> None:
+            """SQLite goes on after some failures, such as a checkpoint's: then nobody is there to catch ours."""
+            if not isinstance(raised.exc_value, apsw.Error):
+                unraisable(raised)
+
         with (
+            mock.patch("sys.unraisablehook", crash_unraisable),
             mock.patch("os.rename", crash_rename),
             mock.patch("os.replace", crash_rename),
             mock.patch("os.unlink", crash_unlink),
