@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import faust
+import faust.auth
 import mode.loop
 import structlog
 import tenacity
@@ -152,7 +153,7 @@ def _application(settings: Settings, name_and_topics: tuple[str, int], directory
     )
 
 
-def _credentials(kafka: KafkaSettings) -> Credentials | None:
+def _credentials(kafka: KafkaSettings) -> faust.auth.Credentials | None:
     context = tls(kafka)
     if kafka.security_protocol.startswith("SASL"):
         return faust.SASLCredentials(

@@ -9,8 +9,10 @@ import pytest
 import trustme
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from cryptography.hazmat.primitives import serialization
+from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from pipeline import topics
+from pipeline.agents import worker
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.kafka.admin import Cluster
 from pipeline.kafka.connection import tls
@@ -149,3 +151,15 @@ def test_who_is_not_let_in_hears_it_and_tells_no_secret(secured: KafkaSettings, 
         Cluster(KafkaSettings(**{**secured.model_dump(), **wrong})).topics(["logs_raw"])
     assert "wrong" not in str(caught.value)
     assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"])
+def test_writers_connect_by_the_same_settings(protocol: str) -> None:
+    """What Faust hands to its client says who we are, and uses TLS where the protocol does."""
+    kafka = KafkaSettings(security_protocol=protocol, sasl_username="writer", sasl_password=PASSWORD)
+    handed = credentials_to_aiokafka_auth(worker._credentials(kafka))
+    assert handed["security_protocol"] == protocol
+    assert (handed.get("ssl_context") is not None) == protocol.endswith("SSL")
+    if protocol.startswith("SASL"):
+        assert (handed["sasl_mechanism"], handed["sasl_plain_username"]) == ("SCRAM-SHA-512", "writer")
+        assert handed["sasl_plain_password"] == PASSWORD
