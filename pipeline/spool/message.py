@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 def pack(row_id: int, spooled_at_s: float, message: Message) -> Row:
     topic, partition, records, headers, value = message
-    text = json.dumps([[name, content.decode("latin-1")] for name, content in headers])
+    text = json.dumps([[name, content.decode("latin-1")] for name, content in headers], ensure_ascii=False)
     packed = zstd.compress(value, LEVEL)
     size = len(packed) + len(text) + len(topic) + ROW_BYTES
     row = Row(row_id, spooled_at_s, topic, partition, records, size, text, b"", packed)
