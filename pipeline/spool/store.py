@@ -194,7 +194,7 @@ class Store:
         def write(path: Path, rows: Iterable[Row]) -> None:
             connection = apsw.Connection(str(path), vfs=self._vfs or None)
             try:
-                _configure(connection, journal="OFF")  # the file is worth nothing until it is complete
+                _configure(connection, journal="off")  # the file is worth nothing until it is complete
                 with _transaction(connection):
                     connection.execute(SCHEMA)
                     connection.executemany(INSERT, rows)
@@ -289,18 +289,20 @@ def _number_of(path: Path) -> int:
     return int(path.stem.removeprefix("spool-"))
 
 
-def _configure(connection: apsw.Connection, journal: str = "WAL") -> None:
+def _configure(connection: apsw.Connection, journal: str = "wal") -> None:
     # Else SQLite would delete a log that it cannot read, and what is to be salvaged with it.
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     for pragma in (
         f"page_size = {PAGE_BYTES}",
         "locking_mode = EXCLUSIVE",  # before the log is touched: then its index needs no shared memory
         "synchronous = FULL",  # every commit is fsynced
-        f"journal_mode = {journal}",
         f"wal_autocheckpoint = {LOG_PAGES}",
         "temp_store = MEMORY",
     ):
         connection.execute(f"PRAGMA {pragma}")
+    # Where the disk refuses, SQLite stays with its other journal, and FULL does not make that one's commits durable.
+    if connection.pragma("journal_mode", journal) != journal:
+        raise OSError("its journal could not be changed")
 
 
 @contextmanager
