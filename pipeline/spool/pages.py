@@ -60,7 +60,7 @@ class Pages:
         """The same from free pages and older versions of pages: mostly rows that were deleted, or known already."""
         free = map(self._page, self._free)
         overwritten = (self._page_of_file(number) for number in self._logged)
-        logged = (os.pread(self._log, PAGE_BYTES, at) for at in self._frames) if self._log is not None else ()
+        logged = (_page_at(self._log, at) for at in self._frames) if self._log is not None else ()
         return self._whole_rows(itertools.chain(free, overwritten, logged))
 
     def _whole_rows(self, pages: Iterable[bytes]) -> Iterator[Row]:
@@ -93,13 +93,13 @@ class Pages:
 
     def _page(self, number: int) -> bytes:
         if number in self._logged and self._log is not None:
-            return os.pread(self._log, PAGE_BYTES, self._logged[number])
+            return _page_at(self._log, self._logged[number])
         return self._page_of_file(number)
 
     def _page_of_file(self, number: int) -> bytes:
         if number < 1 or self._file is None:
             return b""
-        return os.pread(self._file, PAGE_BYTES, (number - 1) * PAGE_BYTES)
+        return _page_at(self._file, (number - 1) * PAGE_BYTES)
 
     def _free_pages(self) -> Iterator[int]:
         first = self._page(1)
@@ -194,6 +194,13 @@ def _read_descriptor(path: Path) -> int | None:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
+
+
+def _page_at(descriptor: int, at: int) -> bytes:
+    try:
+        return os.pread(descriptor, PAGE_BYTES, at)
+    except OSError:  # a bad sector
+        return b""
 
 
 def _size(descriptor: int | None) -> int:

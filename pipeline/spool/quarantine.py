@@ -1,5 +1,6 @@
 """Where damaged things go: kept whole, counted, and said."""
 
+import itertools
 import json
 import os
 import threading
@@ -35,9 +36,11 @@ class Quarantine:
     def losses(self) -> Losses:
         return self._losses
 
-    def now(self) -> str:
-        """A name for this moment."""
-        return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._clock()))
+    def moment(self, file: int) -> str:
+        """A name for now, under which no damaged file of this number is kept yet."""
+        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._clock()))
+        names = itertools.chain([now], (f"{now}+{n}" for n in itertools.count(2)))
+        return next(name for name in names if not any((self._directory / f"{name}-{file}").glob("spool-*")))
 
     def place(self, moment: str, file: int) -> Path:
         """A directory for what is found damaged in spool file `file`; fsynced."""
@@ -49,7 +52,7 @@ class Quarantine:
 
     def keep(self, file: int, row: Row, reason: str) -> None:
         """Write a row that failed its checksum as JSON, blobs in hex; on return it is fsynced and counted."""
-        path = self.place(self.now(), file) / f"message-{row.id}.json"
+        path = self.place(self.moment(file), file) / f"message-{row.id}.json"
         content = {k: v.hex() if isinstance(v, bytes) else v for k, v in row._asdict().items()}
         with path.open("w") as out:
             json.dump(content, out)

@@ -26,7 +26,7 @@ def salvage(
 
     Raise OSError or apsw.Error where the disk does not play along; then the damaged file is still in place.
     """
-    moment = quarantine.now()
+    moment = quarantine.moment(number)
     unfinished = file.with_suffix(".salvage")
     unfinished.unlink(missing_ok=True)
     pages = Pages(file, log_of(file))
@@ -41,8 +41,8 @@ def salvage(
     log.error(
         f"{file} was damaged; its readable messages go on, the damaged file is moved to "
         f"{quarantine.place(moment, number)}: keep it until the lost messages are accounted for",
-        reason=reason, readable_messages=len(found), lost_messages_at_least=len(lost),
-        lost_records_at_least=sum(listed[row] for row in lost),
+        reason=reason, readable_messages=len(found), lost_messages=len(lost),
+        lost_records=sum(listed[row] for row in lost),
     )  # fmt: skip
     unfinished.rename(file.with_suffix(f".{moment}.fresh"))
     sync_directory(file.parent)

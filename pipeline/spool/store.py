@@ -41,6 +41,11 @@ TOTALS = """
     FROM messages INDEXED BY messages_listed
 """
 INSERT = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# Texts as bytes: what a flipped bit leaves of them may be no UTF-8.
+READ = """
+    SELECT id, spooled_at_s, CAST(topic AS BLOB), partition, records, size, CAST(headers AS BLOB), checksum, value
+    FROM messages ORDER BY id
+"""
 
 
 class Totals(NamedTuple):
@@ -105,14 +110,18 @@ class Store:
         `limit_bytes` bounds their values. A row that fails its checksum goes to the quarantine.
         """
         with self._use() as connection:
-            if self._done:
-                self._try_to_delete(connection)
-            found, bad = self._read(connection, limit_messages, limit_bytes)
-            for row, reason in bad:
-                self._quarantine.keep(self.number, row, reason)
-                self._done.add(row.id)
-            if bad:
-                self._try_to_delete(connection)
+            while True:
+                found, bad = self._read(connection, limit_messages, limit_bytes)
+                for row, reason in bad:
+                    self._quarantine.keep(self.number, row, reason)
+                    self._done.add(row.id)
+                if self._done:
+                    with suppress(apsw.FullError, apsw.IOError):  # the next call tries again
+                        self._delete(connection)
+                if found or not bad:
+                    break
+            if not found and self.totals.messages and not self._done:
+                raise Damaged("rows are missing that its index lists")
             return found
 
     def delete(self, ids: Iterable[int]) -> None:
@@ -121,8 +130,6 @@ class Store:
             self._done.update(ids)
             with self._use() as connection:
                 self._delete(connection)
-                if not self.totals.messages:
-                    _give_space_back(connection)
 
     def reusable_bytes(self) -> int:
         """Of the file, free for new rows."""
@@ -162,8 +169,10 @@ class Store:
             if in_use and (not self._path.exists() or self._path.stat().st_size < PAGE_BYTES):
                 raise Damaged("it was in use and is now missing or cut off")  # SQLite would begin anew
             connection = self._connect()
-        except (apsw.CorruptError, apsw.NotADBError, Damaged) as damage:
-            self._salvage(damage)
+        except (apsw.Error, Damaged) as error:
+            if not _is_damage(error):
+                raise
+            self._salvage(error)
             connection = self._connect()
         if not in_use:
             os.pwrite(self._held, IN_USE, 0)
@@ -175,7 +184,7 @@ class Store:
         try:
             _configure(connection)
             version = connection.pragma("user_version")
-            accepted, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            accepted, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
             if version not in (0, VERSION):
                 raise Damaged(f"its version is {version}, not {VERSION}")
             if log_is_doubtful(log_of(self._path), accepted):
@@ -184,6 +193,8 @@ class Store:
                 with _transaction(connection):
                     connection.execute(SCHEMA)
             self.totals = Totals(*_row(connection, TOTALS))
+            if not self.totals.messages:
+                _give_space_back(connection)
             self._next_id = max(self._next_id, _row(connection, "SELECT coalesce(max(id), 0) + 1 FROM messages")[0])
         except BaseException:
             _close(connection)
@@ -210,15 +221,19 @@ class Store:
             connection = self._opened()
             try:
                 yield connection
-            except (apsw.CorruptError, apsw.NotADBError) as damage:
-                self._disconnect()
-                try:
-                    self._salvage(damage)
-                except (apsw.Error, OSError) as error:
-                    raise self._failed(f"is damaged and cannot be salvaged yet: {error}.") from error
-                raise Unavailable(f"The spool file {self._path} was damaged ({damage}): try again.") from damage
-            except (apsw.Error, OSError) as error:
+            except (apsw.Error, OSError, Damaged) as error:
+                if _is_damage(error):
+                    raise self._repaired(error) from error
                 raise Unavailable(f"The disk of the spool file {self._path} does not play along: {error}.") from error
+
+    def _repaired(self, damage: Exception) -> Unavailable:
+        """Salvage; what to raise then."""
+        self._disconnect()
+        try:
+            self._salvage(damage)
+        except (apsw.Error, OSError) as error:
+            return self._failed(f"is damaged and cannot be salvaged yet: {error}.")
+        return Unavailable(f"The spool file {self._path} was damaged ({damage}): try again.")
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -231,29 +246,23 @@ class Store:
         found: list[Stored] = []
         bad: list[tuple[Row, str]] = []
         size = 0
-        for columns in connection.execute("SELECT * FROM messages ORDER BY id"):
+        for columns in connection.execute(READ):
             row = Row(*columns)
+            row = row._replace(topic=_text(row.topic), headers=_text(row.headers))
             if row.id in self._done:
                 continue
             try:
                 message = unpack(row)
             except Damaged as damage:
                 bad.append((row, str(damage)))
-                continue
-            size += len(message.value)
-            if found and size > limit_bytes:
-                break
-            found.append(Stored(Id(self.number, row.id), row.spooled_at_s, message))
-            if len(found) == limit_messages:
+            else:
+                size += len(message.value)
+                if found and size > limit_bytes:
+                    break
+                found.append(Stored(Id(self.number, row.id), row.spooled_at_s, message))
+            if len(found) + len(bad) == limit_messages:
                 break
         return found, bad
-
-    def _try_to_delete(self, connection: apsw.Connection) -> None:
-        """Delete what is done if the disk allows it: reading goes on without."""
-        try:
-            self._delete(connection)
-        except (apsw.FullError, apsw.IOError) as error:
-            log.warning(f"{self._path}: delivered messages cannot be deleted yet", reason=str(error))
 
     def _delete(self, connection: apsw.Connection) -> None:
         messages = records = size = 0
@@ -266,6 +275,8 @@ class Store:
         oldest_at_s = _row(connection, "SELECT min(spooled_at_s) FROM messages INDEXED BY messages_listed")[0]
         totals = self.totals
         self.totals = Totals(totals.messages - messages, totals.records - records, totals.bytes - size, oldest_at_s)
+        if not self.totals.messages:
+            _give_space_back(connection)
 
 
 def take(directory: Path, number: int, quarantine: Quarantine, *, clock: Callable[[], float], vfs: str) -> Store | None:
@@ -328,6 +339,20 @@ def _row(connection: apsw.Connection, query: str) -> tuple[Any, ...]:
     return rows[0]
 
 
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
 def _give_space_back(connection: apsw.Connection) -> None:
-    connection.execute("VACUUM")
-    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    """Shrink an empty file, if the disk allows it: where it does not, the next emptying or opening does."""
+    with suppress(apsw.FullError, apsw.IOError):
+        if connection.pragma("freelist_count"):
+            connection.execute("VACUUM")
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the file itself is to blame: what cannot be read now may be salvaged around."""
+    if isinstance(error, apsw.IOError):
+        return bool(getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_READ)  # a bad sector
+    return isinstance(error, apsw.CorruptError | apsw.NotADBError | Damaged)

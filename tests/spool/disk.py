@@ -73,6 +73,7 @@ class Disk:
         self.dead = False
         self.full = False
         self.failing: int | None = None  # operations until one fails alone
+        self.bad_sector: int | None = None  # an offset that cannot be read through SQLite
         self.operations = 0
         self.syncs = 0
         self.names: dict[str, Content] = {}
@@ -226,6 +227,13 @@ class File(apsw.VFSFile):
         self._content = disk.names.get(path, Content())
         # SQLite's own sync of a new log or journal syncs the directory too.
         self._syncs_names = bool(flags[0] & (apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL))
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        if self._disk.bad_sector is not None and offset <= self._disk.bad_sector < offset + amount:
+            error = apsw.IOError("a bad sector")
+            error.extendedresult = apsw.SQLITE_IOERR_READ
+            raise error
+        return super().xRead(amount, offset)
 
     def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
         if self._disk.full and offset + len(data) > self.xFileSize():

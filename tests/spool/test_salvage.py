@@ -123,6 +123,72 @@ def test_bad_row(filled: Path) -> None:
     after.close()
 
 
+def test_text_that_is_no_text(filled: Path) -> None:
+    """A bit that flips in a topic or a header, and leaves no UTF-8, costs that message alone."""
+    damage(filled, lambda content: content.__setitem__(content.rindex(b"logs_raw"), 0xFF))
+    after = spool(filled, clock=Clock())
+    assert len(read_all(after)) == COUNT - 1
+    assert after.losses == (1, 200)
+    after.close()
+
+
+def drain(of: Spool) -> list[int]:
+    """As the gateway does, whatever damage is met on the way; numbers."""
+    found: list[int] = []
+    for _ in range(20):
+        try:
+            while stored := of.oldest(7, 1 << 30):
+                assert all(each.message == message(number_of(each.message), size=3000) for each in stored)
+                found += [number_of(each.message) for each in stored]
+                of.delete([each.id for each in stored])
+        except Unavailable:
+            continue
+    return found
+
+
+def test_row_that_vanished(filled: Path) -> None:
+    """A row that the index lists and the table does not have is counted as lost, though SQLite sees no error."""
+
+    def hide_last(content: bytearray) -> None:
+        leaf = next(n for n in range(2, 99) if content[page(n)][0] == pages.TABLE_LEAF)
+        content[page(leaf).start + 4] -= 1
+
+    damage(filled, hide_last)
+    after = spool(filled, clock=Clock())
+    assert len(drain(after)) == COUNT - 1
+    assert after.losses == (1, 200)
+    assert after.level().messages == 0
+    after.close()
+
+
+def test_second_salvage_in_a_second(filled: Path) -> None:
+    """What is in quarantine is never overwritten."""
+    clock = Clock()
+    for _ in range(2):
+        damage(filled, overwrite(5))
+        after = spool(filled, clock=clock)
+        read_all(after)
+        after.close()
+    assert len(list((filled / "quarantine").glob("*/spool-0.sqlite"))) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_flipped_bits(filled: Path, seed: int) -> None:
+    """Whatever bits flip, every message is read as it was put or is counted as lost."""
+    chance = random.Random(seed)
+
+    def flip(content: bytearray) -> None:
+        for _ in range(5):
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+
+    damage(filled, flip)
+    after = spool(filled, clock=Clock())
+    found = drain(after)
+    assert after.level().messages == 0
+    assert 0 <= after.losses.messages - (COUNT - len(set(found))) <= 5, "a flipped bit may list a row that never was"
+    after.close()
+
+
 @pytest.fixture
 def logged(tmp_path: Path) -> Path:
     """A directory as kill -9 leaves it: messages in the file and in its write-ahead log."""
@@ -185,6 +251,20 @@ def survive(disk: Disk, work: Callable[[], Spool], *, operations: int, seed: int
         disk.crash(random.Random(seed))
     disk.fuse = None
     return failed
+
+
+def test_bad_sector(filled: Path, disk: Disk) -> None:
+    """A page that the disk can no longer give does not hold up the others."""
+    shutil.copytree(filled, disk.directory)
+    disk.adopt()
+    after = spool(disk.directory, clock=Clock(), vfs=disk.vfs)
+    disk.bad_sector = 6 * pages.PAGE_BYTES
+    with pytest.raises(Unavailable, match="bad sector"):
+        everything(after)
+    disk.bad_sector = None
+    assert len(read_all(after)) == COUNT
+    assert list(disk.directory.glob("quarantine/*/spool-0.sqlite"))
+    after.close()
 
 
 @pytest.mark.parametrize("place", [1, 4])

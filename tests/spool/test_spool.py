@@ -1,5 +1,6 @@
 """The spool on a sound disk, on a full one, and among other processes."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -195,6 +196,23 @@ def test_full_disk(tmp_path: Path) -> None:
         put(working, [message(5)])
         assert [number_of(each.message) for each in working.oldest(10, 1 << 30)] == [2, 3, 5]
         assert working.level().messages == 3, "what was delivered is deleted as soon as the disk allows it"
+        working.close()
+
+
+def test_full_disk_at_start(tmp_path: Path) -> None:
+    """A process that starts on a full disk after a crash can read and drain what is there."""
+    disk = Disk(tmp_path / "disk")
+    with disk.installed():
+        before = spool(disk.directory, vfs=disk.vfs)
+        put(before, [message(n, size=20_000) for n in range(4)])
+        shutil.copytree(disk.directory, tmp_path / "copy")
+        before.close()
+    disk = Disk(tmp_path / "copy")
+    disk.adopt()
+    disk.full = True
+    with disk.installed():
+        working = spool(disk.directory, vfs=disk.vfs)
+        assert [number_of(each.message) for each in working.oldest(10, 1 << 30)] == [0, 1, 2, 3]
         working.close()
 
 
