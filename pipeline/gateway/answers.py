@@ -67,7 +67,7 @@ def success(signal: Signal, refused: Counter[str], shed: Counter[str]) -> Answer
         return Answer("ok", 200, code_pb2.OK, response)
     reasons = [f"{count} refused: {REFUSALS[reason]}" for reason, count in sorted(refused.items())]
     reasons += [
-        f"{count} {kind} shed: Kafka is away and the gateway's spool is nearly full"
+        f"{count} {kind} records shed: Kafka is away and the gateway's spool is nearly full"
         for kind, count in sorted(shed.items())
     ]
     partial = response.partial_success  # type: ignore[attr-defined]

@@ -73,24 +73,34 @@ def test_every_process_killed_once_under_load_loses_nothing(running: Running, tm
         assert arrived == count, f"{name}: sent {count}, in Kafka {arrived}"
 
 
-def test_a_gateway_without_kafka_says_not_now_and_recovers(running: Running) -> None:
-    """While Kafka is stopped clients hear 503 with a time to come again; afterwards the same request is stored once."""
-    body = logs("while Kafka is away").SerializeToString()
+def test_without_kafka_records_are_safe_in_the_spool_also_through_kill_9(running: Running) -> None:
+    """While Kafka is stopped clients hear OK, a gateway killed then loses nothing, and every record is stored once."""
     headers = {"Content-Type": "application/x-protobuf"}
     running.stack.stop(["kafka"])
     try:
-        answer = post(running, "logs", body, headers)
-        assert answer.status_code == 503
-        assert int(answer.headers["retry-after"]) > 0
-        ready = httpx.get(f"http://127.0.0.1:{running.settings.gateway.http_port}/readyz")
-        assert (ready.status_code, "Kafka" in ready.text) == (503, True)
+        for when in ("before", "after"):
+            body = logs(f"while Kafka is away, {when} the kill").SerializeToString()
+            answers = [post(running, "logs", body, headers) for _ in range(2)]
+            assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"")] * 2
+            ready = httpx.get(f"http://127.0.0.1:{running.settings.gateway.http_port}/readyz")
+            assert (ready.status_code, "spool" in ready.json()["degraded"]["kafka"]) == (200, True)
+            if when == "before":
+                os.kill(running.pid("gateway"), signal.SIGKILL)
+                running.stack.start(["gateway"])
     finally:
         running.stack.start(["kafka"])
-    deadline = time.monotonic() + 30
-    while post(running, "logs", body, headers).status_code != 200 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while visible(running, "while Kafka is away%") < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
+    assert visible(running, "while Kafka is away%") == 2
     audited = running.clean_audit()
     assert audited["verdict"] == "clean", audited
+
+
+def visible(running: Running, body: str) -> int:
+    """How many logs a reader sees."""
+    query = "SELECT count() FROM logs_events FINAL WHERE body LIKE {body:String}"
+    return int(clickhouse.connect(running.settings.clickhouse).query(query, {"body": body}).result_rows[0][0])
 
 
 def test_sigterm_of_a_gateway_under_load_answers_what_it_took(running: Running) -> None:
