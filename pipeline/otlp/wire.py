@@ -112,5 +112,5 @@ def _skip(body: bytes, at: int, tag: int) -> int:
         if not open_groups:
             return at
         tag, at = _varint(body, at, SHORT_VARINT_BYTES)
-        if not 0 < tag >> 3 < 1 << 29:
+        if tag >= 1 << 32:  # in a group, unlike elsewhere, protobuf's parser takes number 0
             raise DecodeError(f"no field can have number {tag >> 3}")
