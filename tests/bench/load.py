@@ -19,12 +19,12 @@ from typing import cast
 
 import uvloop
 
-from pipeline.gateway.grpc import SERVICES
 from tests.bench import payload
 
 LATE_S = 20.0  # how long answers are waited for after the last request
 BODIES = 20  # different requests, sent again and again: the gateway's work does not depend on whether it saw one before
 RECONNECT_S = 0.05
+SERVICES = {"logs": "logs.v1.LogsService", "metrics": "metrics.v1.MetricsService", "traces": "trace.v1.TraceService"}
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM = ACK = 1
@@ -271,7 +271,7 @@ async def drive(options: argparse.Namespace) -> None:
     bodies = [payload.request(options.signal, options.records, start, rng) for _ in range(BODIES)]
     load = Load(_again_and_again(bodies), options.rate and options.rate / options.records)
     kind: type[Connection] = Grpc
-    path = f"/{SERVICES[options.signal]}/Export"
+    path = f"/opentelemetry.proto.collector.{SERVICES[options.signal]}/Export"
     if options.protocol == "http":
         kind, path = Http, f"/v1/{options.signal}"
     connections = [kind(path, options.address, load.answered) for _ in range(options.connections)]

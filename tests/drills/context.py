@@ -62,10 +62,9 @@ class Context:
     @contextlib.contextmanager
     def _stack(self) -> Iterator[tuple[Stack, Settings]]:
         home = self.home / "stack"
-        settings = with_own_spool(settings_on_free_ports(home), home / "spool")
+        settings = settings_on_free_ports(home)
         stack = Stack(settings, lambda line: self.tell(f"  {line}"))
-        stack.wipe()
-        shutil.rmtree(home / "spool", ignore_errors=True)
+        stack.wipe()  # what a drill that was killed has left
         try:
             yield stack, settings
         except BaseException:
@@ -76,11 +75,3 @@ class Context:
         finally:
             stack.wipe()
             shutil.rmtree(home, ignore_errors=True)
-
-
-def with_own_spool(settings: Settings, directory: pathlib.Path) -> Settings:
-    """The same settings with a spool that no other stack has."""
-    spool = getattr(settings, "spool", None)
-    if spool is None:  # no spool yet
-        return settings
-    return settings.model_copy(update={"spool": spool.model_copy(update={"directory": directory})})

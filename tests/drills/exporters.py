@@ -25,6 +25,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from pipeline.gateway.answers import RESPONSES
 from pipeline.record.schema import SIGNALS, Signal
 from pipeline.settings import Settings
+from tests.bench.load import SERVICES
 
 ATTRIBUTE = METRIC = "drill.sequence"
 BATCH_RECORDS, BATCH_EVERY_S = 50, 0.5  # of a lane: a signal over a protocol
@@ -35,11 +36,6 @@ RETRYABLE = {
     grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS,
 }  # fmt: skip
-SERVICES = {
-    "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
-    "metrics": "opentelemetry.proto.collector.metrics.v1.MetricsService",
-    "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
-}
 
 
 class Heard(NamedTuple):
@@ -170,7 +166,9 @@ class Exporters:
 
     async def _by_grpc(self, channel: grpc.aio.Channel, signal: Signal, body: bytes) -> Heard:
         try:
-            said = await channel.unary_unary(f"/{SERVICES[signal]}/Export")(body, timeout=TIMEOUT_S)
+            said = await channel.unary_unary(f"/opentelemetry.proto.collector.{SERVICES[signal]}/Export")(
+                body, timeout=TIMEOUT_S
+            )
         except grpc.aio.AioRpcError as error:
             what, after = f"gRPC {error.code().name}", _retry_info(error)
             if after is not None and (error.code() in RETRYABLE or error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED):

@@ -22,13 +22,14 @@ from google.rpc import status_pb2
 from pipeline.gateway.answers import RESPONSES
 from pipeline.settings import Settings
 from tests.bench import measured
+from tests.bench.load import SERVICES
 from tests.drills import mutate
 from tests.drills.context import Context, Failed
 from tests.drills.mutate import JSON, PROTOBUF, Case
 from tests.otlp import requests
 
 REQUESTS, SHORT_REQUESTS = 1_000_000, 5_000
-WORKERS = 24
+WORKERS = 48
 ANSWER_WITHIN_S = 20.0
 BROKEN_WITHIN_S = 0.3  # then a connection whose HTTP was broken is given up: it waits for what never comes
 SAMPLE_EVERY = 250
@@ -36,11 +37,6 @@ WARM_UP = 2_000  # requests until caches and the allocator are full, or a tenth 
 GROWTH_MB, GROWTH_MB_PER_100K = 30.0, 4.0
 PEAK_MB = 300
 ENOUGH_FAILURES = 50
-SERVICES = {
-    "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
-    "metrics": "opentelemetry.proto.collector.metrics.v1.MetricsService",
-    "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
-}
 GRPC_ALLOWED = {
     grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.UNIMPLEMENTED,
@@ -162,6 +158,7 @@ class Fuzz:
         self._next = int(context.at.get("next", 0))
         self._under_way: dict[int, Case] = {}
         self._rss: list[tuple[int, float]] = []
+        self._stopped = False
         self.done = 0
         self.outcomes: dict[str, int] = {}
         self.failures: list[tuple[int, str]] = [tuple(one) for one in context.at.get("failures", [])]
@@ -182,6 +179,7 @@ class Fuzz:
             for worker in workers:
                 worker.result()
         finally:
+            self._stopped = True  # Python 3.11's wait_for may swallow a cancellation
             for worker in workers:
                 worker.cancel()
             self._note()
@@ -236,17 +234,17 @@ class Fuzz:
     async def _work(self, total: int) -> None:
         [door], [channel] = self._connections(1)
         try:
-            while self._next < total and len(self.failures) < ENOUGH_FAILURES and self._gateway_lives():
+            while self._next < total and len(self.failures) < ENOUGH_FAILURES and not self._stopped:
                 number = self._next
                 self._next += 1
                 if number % SAMPLE_EVERY == 0:
                     self._rss.append((number, measured.rss_mb(self._gateway)))
                 case = self._under_way[number] = mutate.case(self._context.seed, number)
                 fault, shown = await self._judged(case, door, channel)
-                if not self._gateway_lives():
-                    fault = "the gateway died while this was under way"
                 if fault:
                     self._keep_failure(case, fault, shown)
+                    if not self._gateway_lives():
+                        raise Failed(f"The gateway died with {sorted(self._under_way)} under way: {self.told(total)}")
                 del self._under_way[number]
                 self.done += 1
         finally:
@@ -285,7 +283,7 @@ class Fuzz:
 
     async def _grpc(self, case: Case, channel: grpc.aio.Channel) -> tuple[str | None, str]:
         coding = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}.get(case.coding)
-        call = channel.unary_unary(f"/{SERVICES[case.signal]}/Export")
+        call = channel.unary_unary(f"/opentelemetry.proto.collector.{SERVICES[case.signal]}/Export")
         try:
             answer = await call(case.body, timeout=ANSWER_WITHIN_S, compression=coding)
         except grpc.aio.AioRpcError as error:

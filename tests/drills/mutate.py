@@ -108,7 +108,7 @@ def case(seed: int, number: int) -> Case:
         made.body = _text(signal, rng, made.kinds)
     else:
         made.body = _protobuf(signal, rng, made.kinds)
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         made.body = _bytes(made.body, rng, made.kinds)
     if protocol == "http":
         made.headers = [("Content-Type", JSON if as_text else PROTOBUF)]
