@@ -9,6 +9,7 @@ import tomllib
 import pytest
 from prometheus_client import REGISTRY
 
+from pipeline.gateway.tenants import Declared, load
 from pipeline.settings import ROOT, Settings
 from pipeline.telemetry import metrics  # noqa: F401 - fills the registry
 
@@ -47,8 +48,15 @@ def test_metrics_exist() -> None:
 
 def test_settings_example_is_valid() -> None:
     """The settings example of the README loads."""
-    [text] = [text for kind, text in BLOCKS if kind == "toml"]
+    [text] = [text for kind, text in BLOCKS if kind == "toml" and "[gateway]" in text]
     assert Settings(**tomllib.loads(text)).gateway.workers == 2
+
+
+def test_tenants_example_is_valid(tmp_path: pathlib.Path) -> None:
+    """The tenants file of the README loads, with every key that it may have."""
+    [text] = [text for kind, text in BLOCKS if kind == "toml" and "[tenants." in text]
+    (tmp_path / "tenants.toml").write_text(text)
+    assert load(tmp_path / "tenants.toml")["shop"].model_fields_set == set(Declared.model_fields)
 
 
 def test_topics_and_tables_exist() -> None:
@@ -69,5 +77,7 @@ def test_paths_exist() -> None:
         "pipeline/delivery.py",
         "pipeline/clickhouse.py",
         "pipeline/gateway/intake.py",
+        "pipeline/gateway/exports.py",
+        "pipeline/gateway/outlet.py",
     ):
         assert pathlib.Path(ROOT, path).is_file()
