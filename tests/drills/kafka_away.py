@@ -3,7 +3,6 @@
 import collections
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -50,6 +49,8 @@ def drill(context: Context) -> str:
         _audited(settings, within_s)
         _read_once(settings, load)
         _allowed(load, windows)
+        if not watch.oldest_s:
+            raise Failed("Nothing was seen in the spool: the drill drilled nothing.")
         if load.partial and watch.level <= SHED_FROM:
             raise Failed(
                 f"partial_success {len(load.partial)} times while the spool was {watch.level:.0%} full at most."
@@ -108,8 +109,10 @@ def _outage(context: Context, stack: Stack, settings: Settings, watch: Watch) ->
     started, windows = time.monotonic(), []
     for kill in range(kills):
         watch.for_s(started + away_s * (kill + 1) / (kills + 1) - time.monotonic())
-        os.kill(measured.process(stack, "gateway").pid, signal.SIGKILL)
+        gateway = measured.process(stack, "gateway")
         killed = time.monotonic()
+        gateway.kill()
+        gateway.wait()  # where it is our own child, or its successor would wait for the zombie to go
         _pipeline(settings, "local", "start", "gateway")
         windows.append((killed, time.monotonic()))
         context.tell(f"kill -9 {kill + 1} of {kills}: a new gateway serves after {windows[-1][1] - killed:.1f} s")
