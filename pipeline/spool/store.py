@@ -285,9 +285,11 @@ def take(directory: Path, number: int, quarantine: Quarantine, *, clock: Callabl
     lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(lock)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return Store(path, lock, quarantine, clock=clock, vfs=vfs)
 
 

@@ -107,7 +107,8 @@ class Disk:
 
     def crash(self, chance: random.Random) -> None:
         """Lose power and come back: every user of the disk must have let go."""
-        for change in self._pending_names[: chance.randint(0, len(self._pending_names))]:
+        count = len(self._pending_names)
+        for change in self._pending_names[: chance.choice([0, count, chance.randint(0, count)])]:
             change(self._durable_names)
         contents = {name: content.survive(chance) for name, content in sorted(self._durable_names.items())}
         self.fuse, self.dead, self.failing, self.full = None, False, None, False

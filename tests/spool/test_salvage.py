@@ -1,5 +1,6 @@
 """Damaged files: what can be read goes on, what cannot is counted, and the damaged file is kept whole."""
 
+import itertools
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 from pipeline.errors import Unavailable
 from pipeline.spool import pages
 from pipeline.spool.spool import ADOPT_EVERY_S, Spool
+from pipeline.spool.store import REOPEN_AFTER_S
 from tests.spool.disk import Disk
 from tests.spool.world import Clock, everything, message, number_of, put, spool
 
@@ -267,10 +269,10 @@ def test_bad_sector(filled: Path, disk: Disk) -> None:
     after.close()
 
 
-@pytest.mark.parametrize("place", [1, 4])
-def test_power_fails_during_salvage(filled: Path, disk: Disk, place: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_power_fails_during_salvage(filled: Path, disk: Disk, seed: int) -> None:
     """Whenever power fails during a salvage, the next start ends with the same messages as an undisturbed one."""
-    damage(filled, overwrite(place))
+    damage(filled, overwrite(4))
 
     def begin() -> Spool:
         each = spool(disk.directory, clock=Clock(), vfs=disk.vfs)
@@ -285,7 +287,7 @@ def test_power_fails_during_salvage(filled: Path, disk: Disk, place: int) -> Non
         shutil.rmtree(disk.directory, ignore_errors=True)
         shutil.copytree(filled, disk.directory)
         disk.adopt()
-        failed = survive(disk, begin, operations=operations, seed=operations)
+        failed = survive(disk, begin, operations=operations, seed=seed)
         after = spool(disk.directory, clock=Clock(), vfs=disk.vfs)
         found = read_all(after)
         after.close()
@@ -301,6 +303,30 @@ def test_power_fails_during_salvage(filled: Path, disk: Disk, place: int) -> Non
             break
         operations += 1
     assert operations > 20
+
+
+def test_one_operation_fails_while_a_file_is_made(disk: Disk) -> None:
+    """Whichever operation of a new file's making fails, what is acknowledged afterwards outlives a power failure."""
+    for operations, seed in itertools.product(range(25), range(3)):
+        shutil.rmtree(disk.directory, ignore_errors=True)
+        disk.adopt()
+        disk.failing = operations
+        clock = Clock()
+        before = spool(disk.directory, clock=clock, vfs=disk.vfs)
+        clock.now_s += REOPEN_AFTER_S
+        kept = []
+        for number in range(3):
+            try:
+                put(before, [message(number)])
+                kept.append(number)
+            except Unavailable:
+                continue
+        disk.dead = True
+        before.close()
+        disk.crash(random.Random(seed))
+        after = spool(disk.directory, clock=clock, vfs=disk.vfs)
+        assert set(kept) <= set(read_all(after))
+        after.close()
 
 
 def test_power_fails_while_space_is_given_back(disk: Disk) -> None:
