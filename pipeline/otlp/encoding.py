@@ -21,7 +21,7 @@ from pipeline.record.series import scope_labels
 from pipeline.record.times import SANE_AHEAD_NS, SANE_FROM_NS
 
 EVENT_ID_BYTES = 16
-FRAMING_BYTES = 64  # of a container file behind its head: two varints and the sync marker
+FRAMING_BYTES = 64  # of a container file behind its head: two varints, the sync marker; and a twin's longer ordinal
 FIRST = b"\0"  # the ordinal of a record that has no equal before it, and the end of every record added
 
 Span = Sequence[int]  # start and end of a part in the body
@@ -49,6 +49,7 @@ class Group(NamedTuple):
 class Encoded:
     """All of one request: what to publish, and the count of what was not taken as it came.
 
+    `groups` are in the order of their partitions' first records, and in each partition in the order sent.
     `refused` counts by the codes of REFUSALS. `shed` counts what policy gave up, neither accepted nor refused: log
     records by "TRACE", "DEBUG", "INFO", spans as "SPAN". `cut` counts attributes and bodies of which a limit took
     something. `untimed` counts accepted records without a usable time.
@@ -189,8 +190,8 @@ class Request:
     def finish(self) -> Encoded:
         """What came of the request, once all its records were added."""
         self.encoded.cut = self.attributes.cut
-        while self._lanes:
-            partition, lane = self._lanes.popitem()
+        for partition in list(self._lanes):
+            lane = self._lanes.pop(partition)  # and let go, while the others' values are made
             _number_twins(lane.pieces, self._unhashed)
             self._place_untimed(lane.times)
             self.encoded.groups += self._groups(partition, lane)

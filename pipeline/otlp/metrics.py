@@ -36,12 +36,17 @@ def encode_metrics(request: Request) -> Encoded:
                 for part in data:
                     request.refuse(part, "record_too_large")
                 continue
-            _encode_metric(request, shared, METRIC.message.FromString(metric.shell), (kind, data))
+            message = METRIC.message.FromString(metric.shell)
+            if kind is not None:
+                _encode_metric(request, shared, kind=kind, metric=message, data=data)
     return request.finish()
 
 
 def _data(request: Request, metric: Level) -> tuple[DataKind | None, list[Level]]:
-    """A metric's kind and data, in as many parts as were sent; what a later kind displaced is not looked into."""
+    """A metric's kind and data, in as many parts as were sent; what a later kind displaced is not looked into.
+
+    None where it has no data.
+    """
     number = 0
     spans: list[list[int]] = []
     for of_kind, *span in metric.children:
@@ -52,10 +57,7 @@ def _data(request: Request, metric: Level) -> tuple[DataKind | None, list[Level]
     return kind, [request.level(kind.part, span) for span in spans] if kind else []
 
 
-def _encode_metric(request: Request, shared: Shared, metric: Any, parts: tuple[DataKind | None, list[Level]]) -> None:
-    kind, data = parts
-    if kind is None:
-        return
+def _encode_metric(request: Request, shared: Shared, *, kind: DataKind, metric: Any, data: list[Level]) -> None:
     settings = kind.part.message.FromString(b"".join([part.shell or b"" for part in data]))
     temporality = getattr(settings, "aggregation_temporality", 0)
     if not 0 <= temporality <= 2:

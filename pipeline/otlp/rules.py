@@ -10,12 +10,13 @@ TOO_DEEP = "…[too deep]"  # stands in for a value nested deeper than max_depth
 class Rules(NamedTuple):
     """Plain values from settings and from the spool's level; sizes are bytes of UTF-8.
 
-    `max_records` bounds the records of a request, and its resources, scopes and metrics each. Of more records the
-    first are accepted; more of the others are TooLarge, since an empty one is no record that could be refused.
-    `max_encoded_bytes` bounds the sum of a request's encoded records. `max_attributes` counts entries as sent, of one
-    resource, scope, record, span event, span link or exemplar. `max_depth` counts AnyValues inside one another, an
-    attribute's own value being the first. `resource_attributes` override the client's of the same key and are under
-    no limit.
+    `max_records` bounds the records of a request as sent, and its resources, scopes, metrics and data of metrics each.
+    Of more records the first are accepted; more of the others are TooLarge, since an empty one holds no record that
+    could be refused. `max_encoded_bytes` bounds the sum of a request's encoded records: from the first that does not
+    fit on, all are refused. `max_attributes` counts entries as sent, of one resource, scope, record, span event, span
+    link or exemplar. `max_key_bytes` and `max_text_bytes` include the marker: 16 at least. `max_depth` counts
+    AnyValues inside one another, an attribute's own value being the first. `resource_attributes` override the client's
+    of the same key and are under no limit.
     """
 
     max_records: int = 100_000

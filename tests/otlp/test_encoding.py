@@ -1,5 +1,6 @@
 """OTLP requests become the records that the schemas describe, framed by partition."""
 
+import bisect
 import io
 
 import fastavro
@@ -176,6 +177,15 @@ def test_large_requests_are_split_below_the_message_limit() -> None:
     assert encoded.refused == {"record_too_large": 1}
     assert all(len(group.value) <= otlp.MAX_VALUE_BYTES for group in encoded.groups)
     assert len({record["event_id"] for record in records(encoded)}) == 20
+
+
+def test_equal_records_of_the_largest_size_keep_to_the_message_limit() -> None:
+    """The ordinal of the 65th twin is a byte longer, and still there is room for it."""
+    sizes = range(otlp.MAX_VALUE_BYTES)
+    largest = bisect.bisect(sizes, 0, key=lambda size: encode("logs", logs("x" * size)).refused.total()) - 1
+    encoded = encode("logs", logs(*["x" * largest] * 66))
+    assert [group.records for group in encoded.groups] == [1] * 66
+    assert max(len(group.value) for group in encoded.groups) <= otlp.MAX_VALUE_BYTES
 
 
 def test_a_service_and_host_stay_in_one_partition() -> None:
