@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Literal, NamedTuple, Protocol
@@ -37,16 +37,23 @@ class Call(NamedTuple):
     traceparent: str
 
 
+Room = Callable[[int], Awaitable[None]]
+
+
 class Body(Protocol):
-    """A body that need not have arrived yet; `coding` is its content coding, known when `size` is."""
+    """A body that need not have arrived yet; `coding` is its content coding, known when it is read."""
 
     coding: str
 
-    async def size(self) -> int:
-        """Its bytes as sent, or the most that it may become."""
+    async def read(self, room: Room) -> bytes:
+        """All of it, asking for `room` in bytes before more of it comes than a connection holds anyway.
 
-    async def read(self) -> bytes:
-        """All of it; raise TooLarge, or Rejected where it is cut short."""
+        Raise TooLarge, or Rejected where it is not framed as it should be.
+        """
+
+
+def larger_than(limit: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit} bytes: send smaller batches.")
 
 
 class Exports:
@@ -91,13 +98,7 @@ class Exports:
         tenant.check(call.signal)
         with self._admission.enter() as held:
             async with _arriving_within(self._settings.receive_within_s):
-                size = await body.size()
-                if size > self._settings.max_body_bytes:
-                    raise TooLarge(
-                        f"The body is larger than {self._settings.max_body_bytes} bytes: send smaller batches."
-                    )
-                await held.reserve(size)
-                received = await body.read()
+                received = await body.read(held.reserve)
             started = time.perf_counter()
             received = opened(received, body.coding, self._settings.max_decoded_bytes)
             held.resize(len(received))

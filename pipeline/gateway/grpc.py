@@ -1,7 +1,7 @@
 """OTLP/gRPC; sources: the OTLP specification 1.9, "OTLP/gRPC", and gRPC's "gRPC over HTTP2".
 
 On the h2 library and not on grpcio, which knows no zstd and reads a message before anybody can say that there is no
-room: here a stream's window opens beyond its first bytes when the length that they announce is admitted.
+room: here a stream's window opens beyond its first bytes as there is room for more.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from hyperframe.frame import GoAwayFrame
 from pipeline.errors import Rejected
 from pipeline.gateway import tls
 from pipeline.gateway.answers import Answer
-from pipeline.gateway.exports import Call, Exports
+from pipeline.gateway.exports import Call, Exports, Room, larger_than
 from pipeline.record.schema import Signal
 from pipeline.settings import GatewaySettings
 
@@ -37,6 +37,7 @@ METHODS: dict[bytes, Signal] = {
 }
 PREFIX = struct.Struct(">BI")  # compressed or not, and the length of the message
 WINDOW_BYTES = 64 * 1024  # of a stream that nobody admitted yet; smaller messages never wait for a window
+WINDOW_STEP_BYTES = 256 * 1024
 CONNECTION_WINDOW_BYTES = 1 << 30  # streams have their own
 FRAME_BYTES = 64 * 1024
 STREAMS = 128  # of a connection, at a time
@@ -209,7 +210,7 @@ class _Connection(asyncio.Protocol):
         else:
             traceparent = header(b"traceparent")[:64]
             call = Call("grpc", signal, "protobuf", header(b"authorization"), self._certificate, traceparent)
-            body = _Body(self, stream, header(b"grpc-encoding"))
+            body = _Body(self, stream, coding=header(b"grpc-encoding"), limit=self._settings.max_body_bytes)
             self._answer(stream, await self._exports.export(call, body))
 
     def _served(self, stream: "_Stream") -> None:
@@ -289,38 +290,46 @@ class _Stream:
 
 
 class _Body:
-    """The one message of a request."""
+    """The one message of a request. The stream's window opens by steps: who sends little holds little."""
 
-    def __init__(self, connection: _Connection, stream: _Stream, coding: str) -> None:
+    def __init__(self, connection: _Connection, stream: _Stream, *, coding: str, limit: int) -> None:
         self.coding = coding
         self._connection = connection
         self._stream = stream
-        self._length = 0
+        self._limit = limit
 
-    async def size(self) -> int:
+    async def read(self, room: Room) -> bytes:
+        stream = self._stream
+        whole = PREFIX.size + await self._length()
+        allowed = min(whole, WINDOW_BYTES)
+        await room(allowed)
+        while not stream.ended and len(stream.received) <= whole:
+            if allowed < whole and len(stream.received) > allowed - WINDOW_BYTES // 2:
+                step = min(WINDOW_STEP_BYTES, whole - allowed)
+                await room(step)
+                self._connection.open_window(stream, step)
+                allowed += step
+            else:
+                await stream.more()
+        if len(stream.received) != whole:
+            raise Rejected(f"The stream holds {len(stream.received)} bytes where its one gRPC message needs {whole}.")
+        return bytes(memoryview(stream.received)[PREFIX.size :])
+
+    async def _length(self) -> int:
+        """Of the message, from its prefix, which also says whether it is compressed."""
         stream = self._stream
         while len(stream.received) < PREFIX.size and not stream.ended:
             await stream.more()
         if len(stream.received) < PREFIX.size:
             raise Rejected("The stream ended before a gRPC message began.")
-        compressed, self._length = PREFIX.unpack_from(stream.received)
+        compressed, length = PREFIX.unpack_from(stream.received)
         if compressed > 1 or (compressed and self.coding in ("", "identity")):
             raise Rejected("A gRPC message is flagged as compressed, and grpc-encoding does not say how.")
+        if length > self._limit:
+            raise larger_than(self._limit)
         if not compressed:
             self.coding = ""
-        return int(self._length)
-
-    async def read(self) -> bytes:
-        stream, whole = self._stream, PREFIX.size + self._length
-        if whole > WINDOW_BYTES:
-            self._connection.open_window(stream, whole - WINDOW_BYTES)
-        while not stream.ended:
-            if len(stream.received) > whole:
-                break
-            await stream.more()
-        if len(stream.received) != whole:
-            raise Rejected(f"The stream holds {len(stream.received)} bytes where its one gRPC message needs {whole}.")
-        return bytes(memoryview(stream.received)[PREFIX.size :])
+        return int(length)
 
 
 def _binary(value: bytes) -> bytes:

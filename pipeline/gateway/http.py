@@ -12,10 +12,10 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
 
-from pipeline.errors import Rejected, TooLarge
+from pipeline.errors import Rejected
 from pipeline.gateway import answers, tls
 from pipeline.gateway.answers import Answer
-from pipeline.gateway.exports import Call, Exports
+from pipeline.gateway.exports import Call, Exports, Room, larger_than
 from pipeline.record.schema import SIGNALS, Signal
 from pipeline.settings import GatewaySettings
 from pipeline.telemetry import metrics
@@ -66,24 +66,27 @@ def _handler(signal: Signal, exports: Exports, settings: GatewaySettings) -> Han
 
 
 class _Body:
-    """A request's body. Without Content-Length it may become as large as the limit lets it."""
+    """A request's body, in pieces as they arrive: who announces much and sends little holds little."""
 
     def __init__(self, request: web.Request, limit: int) -> None:
         self.coding = request.headers.get("Content-Encoding", "").strip().lower()
         self._request = request
         self._limit = limit
 
-    async def size(self) -> int:
-        length = self._request.content_length
-        return self._limit if length is None else length
-
-    async def read(self) -> bytes:
+    async def read(self, room: Room) -> bytes:
+        if (self._request.content_length or 0) > self._limit:
+            raise larger_than(self._limit)
+        pieces, size = [], 0
         try:
-            return await self._request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise TooLarge(f"The body is larger than {self._limit} bytes: send smaller batches.") from None
+            async for piece in self._request.content.iter_any():
+                size += len(piece)
+                if size > self._limit:
+                    raise larger_than(self._limit)
+                await room(len(piece))
+                pieces.append(piece)
         except (ClientPayloadError, web.RequestPayloadError):
             raise Rejected("The body is cut short, or not framed as its headers say.") from None
+        return b"".join(pieces)
 
 
 def _response(answer: Answer, content_type: str) -> web.Response:

@@ -432,3 +432,20 @@ def test_static_tags_are_on_every_record(tmp_path: pathlib.Path) -> None:
         [record] = gateway.publisher.published[0].records
     assert record["resource_attributes"]["deployment.environment"] == "production"
     assert record["service"] == record["resource_attributes"]["service.name"] == "named"
+
+
+def test_who_announces_much_and_sends_little_keeps_nobody_out(tmp_path: pathlib.Path) -> None:
+    """Forty slow clients of 16 MB each beside a limit of 4 MB in flight; a large body still passes on both ports."""
+    settings = GatewaySettings(max_in_flight_bytes=4_000_000, max_body_bytes=16_000_000)
+    with serving(tmp_path, settings) as gateway, contextlib.ExitStack() as slow:
+        for _ in range(20):
+            connection = slow.enter_context(socket.create_connection(("127.0.0.1", gateway.http_port)))
+            head = "POST /v1/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16000000\r\n\r\n"
+            connection.sendall(head.encode() + b"{")
+            raw = RawGrpc(gateway.grpc_port)
+            raw.begin()
+            raw.http2.send_data(1, PREFIX.pack(0, 15_000_000) + b"\x0a")
+            raw.flush()
+        body = logs(*["x" * 1000 for _ in range(1500)]).SerializeToString()
+        assert gateway.post(body, PROTOBUF).status_code == 200
+        assert gateway.export(body) == b""
