@@ -33,6 +33,7 @@ COLUMNS = (
     "records a message", "load CPU %", "Collector (design 10)", "floor", "verdict",
 )  # fmt: skip
 LOAD_IS_BUSY = 0.85  # of a core: then the load may be what is slow
+BUSY_MACHINE = 0.5  # load average a core
 CLOSED_RECORDS = (1, 100, 1000)
 CLOSED_CONNECTIONS = (1, 16, 128)
 RSS_FLOOR_MB = 300
@@ -51,7 +52,7 @@ HOW_TO_BUILD = """No Collector was measured beside us: OTELCOL names none, so it
 To build one, with Go (the builder and the parts are Go modules):
 
     go install go.opentelemetry.io/collector/cmd/builder@v0.161.0
-    builder --config tests/bench/collector.yaml
+    mkdir -p .local && builder --config tests/bench/collector.yaml
     OTELCOL=.local/otelcol/otelcol make bench-gateway
 """
 
@@ -83,6 +84,7 @@ class Target:
 
 def run(stack: Stack, settings: Settings, *, short: bool, as_json: bool) -> int:
     """Measure, print, and return the exit code: 1 where a floor is missed."""
+    busy = os.getloadavg()[0]
     rows = list(encoding(10 if short else 30))
     with _started(stack, settings) as gateway:
         for case in _cases(short):
@@ -104,6 +106,10 @@ def run(stack: Stack, settings: Settings, *, short: bool, as_json: bool) -> int:
         print("floors: " + (f"{len(missed)} missed" if missed else "all held"))
         if any(row.get("load CPU %", 0) > LOAD_IS_BUSY * 100 for row in rows):
             print("* the load itself needed most of a core: records/s and latencies of that row may be its own")
+        if busy > BUSY_MACHINE * (os.cpu_count() or 1):
+            print(
+                f"The machine was not idle before (load average {busy:.1f}): the latencies are not the gateway's alone"
+            )
         if not binary:
             print(HOW_TO_BUILD)
     return 1 if missed else 0
