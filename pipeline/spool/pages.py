@@ -15,6 +15,7 @@ from pipeline.spool.message import Row, is_whole
 
 PAGE_BYTES = 16384
 TABLE_LEAF, INDEX_LEAF, INDEX_INTERIOR = 0x0D, 0x0A, 0x02
+MAX_ROW_BYTES = 64 * 1024 * 1024  # no Kafka message is as large: what claims to be is no row
 MAX_LOCAL = PAGE_BYTES - 35
 MIN_LOCAL = (PAGE_BYTES - 12) * 32 // 255 - 23
 MAGIC = b"SQLite format 3\0"
@@ -34,11 +35,11 @@ class Listed(NamedTuple):
 
 
 class Pages:
-    """A file and, if given, its write-ahead log over it, with no promise that either is whole."""
+    """A file and its write-ahead log over it, with no promise that either is whole, or there."""
 
-    def __init__(self, file: Path, log: Path | None) -> None:
+    def __init__(self, file: Path, log: Path) -> None:
         self._file = _read_descriptor(file)
-        self._log = _read_descriptor(log) if log else None
+        self._log = _read_descriptor(log)
         frames = list(_frames(self._log)) if self._log is not None else []
         last = max((n for n, frame in enumerate(frames) if frame.commits), default=-1)
         most = -(-_size(self._file) // PAGE_BYTES) + len(frames)  # a damaged page number may be anything
@@ -120,6 +121,8 @@ class Pages:
     def _row(self, page: bytes, at: int) -> Row:
         size, at = _varint(page, at)
         row_id, at = _varint(page, at)
+        if size > MAX_ROW_BYTES:
+            raise ValueError("no row is so large")
         local = size
         if size > MAX_LOCAL:
             local = MIN_LOCAL + (size - MIN_LOCAL) % (PAGE_BYTES - 4)

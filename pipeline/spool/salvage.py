@@ -24,8 +24,8 @@ def salvage(
 ) -> None:
     """Replace the damaged `file`, which nobody has open. `write` makes a complete, fsynced file of rows.
 
-    What the index lists and nothing holds is counted as lost. Raise OSError, or what `write` raises, where the disk does
-    not play along: then the damaged file is still in place, or `finish` has the rest to do.
+    What the index lists and nothing holds is counted as lost. Raise OSError, or what `write` raises, where the disk
+    does not play along: then the damaged file is still in place, or `finish` has the rest to do.
     """
     moment = quarantine.moment(number)
     unfinished = file.with_suffix(".salvage")

@@ -85,8 +85,11 @@ class Spool:
         self._writer.start()
 
     def put(self, message: Message) -> Future[None]:
-        """Never blocks. The future is done when the message is fsynced, or raises Unavailable: then it is not known
-        to be kept, and may be."""
+        """Never blocks. The future is done when the message is fsynced.
+
+        It raises Unavailable where that is not known: the message may be kept all the same. Callbacks run in the
+        caller's thread or the writer's.
+        """
         future: Future[None] = Future()
         size = len(message.value)
         with self._wake:
@@ -133,9 +136,15 @@ class Spool:
         rows: defaultdict[int, list[int]] = defaultdict(list)
         for file, row in ids:
             rows[file].append(row)
+        failure: Unavailable | None = None
         for store in self._stores():
             if store.number in rows:
-                store.delete(rows[store.number])
+                try:
+                    store.delete(rows[store.number])
+                except Unavailable as unavailable:
+                    failure = unavailable
+        if failure is not None:
+            raise failure
 
     def level(self) -> Level:
         """Touches no disk."""

@@ -239,14 +239,20 @@ class File(apsw.VFSFile):
     def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
         if self._disk.full and offset + len(data) > self.xFileSize():
             raise apsw.FullError("the disk is full")
-        self._content.pending.append((offset, bytes(data)))  # also when power goes just now: it may be half done
-        self._disk.step()
+        self._change((offset, bytes(data)))
         super().xWrite(data, offset)
 
     def xTruncate(self, size: int) -> None:  # noqa: N802
-        self._content.pending.append((size, None))
-        self._disk.step()
+        self._change((size, None))
         super().xTruncate(size)
+
+    def _change(self, operation: tuple[int, bytes | None]) -> None:
+        try:
+            self._disk.step()
+        except Power:
+            self._content.pending.append(operation)  # power goes just now: it may be done, or half done
+            raise
+        self._content.pending.append(operation)
 
     def xSync(self, flags: int) -> None:  # noqa: N802
         self._disk.step()
