@@ -35,7 +35,7 @@ def encode_logs(request: Request) -> Encoded:
                     long(severity_number),
                     string[record.severity_text],
                     string[record.event_name],
-                    string[body.string_value or attributes.body(body)],
+                    blob((body.string_value or attributes.body(body)).encode()),
                     attributes.map_and_dropped(record),
                     blob(trace_id if len(trace_id) == 16 else b""),
                     blob(span_id if len(span_id) == 8 else b""),

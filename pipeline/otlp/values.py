@@ -17,7 +17,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from pipeline.otlp.rules import CUT, MAX_VALUE_BYTES, TOO_DEEP, Rules
 from pipeline.record.avro import NOTHING, long, pair, pair_map
 
-ATTRIBUTE_CACHE_BYTES = 16 * 1024 * 1024
+ATTRIBUTE_CACHE_BYTES = 4 * 1024 * 1024
 CACHED_ATTRIBUTE_BYTES = 512  # larger ones seldom repeat
 SERIES_CACHE_BYTES = 32 * 1024 * 1024
 ENTRY_BYTES = 250  # of a cache, beside what the entry holds: objects, tuple, slot
@@ -64,6 +64,7 @@ class Attributes:
     def __init__(self, rules: Rules) -> None:
         limits = rules.max_attributes, rules.max_key_bytes, rules.max_text_bytes, rules.max_depth
         self._most, self._key_bytes, self._text_bytes, self._depth = limits
+        self._never_cut = min(self._key_bytes, self._text_bytes)
         self._known = _known(limits)
         self.series = self._known.series
         self.cut = 0
@@ -99,18 +100,22 @@ class Attributes:
 
     def _read(self, raw: Raw) -> tuple[str, bytes]:
         attribute = KeyValue.FromString(raw)
-        value = attribute.value
-        text, whole = value.string_value, True
-        if not text:
-            text, whole = _text(value, self._text_bytes, self._depth)
-        key, key_whole = _within(attribute.key, self._key_bytes)
-        text, text_whole = _within(text, self._text_bytes)
+        key, text, whole = attribute.key, attribute.value.string_value, True
+        if not text or len(raw) > self._never_cut:
+            key, text, whole = self._limited(attribute)
         found = key, pair(key, text)
-        if not (whole and key_whole and text_whole):
+        if not whole:
             self.cut += 1  # each time, so not remembered
         elif len(raw) + len(found[1]) <= CACHED_ATTRIBUTE_BYTES:
-            self._known.attributes.keep(raw, found, len(raw) + len(key) * UTF8_BYTES + len(found[1]))
+            self._known.attributes.keep(raw, found, len(raw) + len(key) + len(found[1]))
         return found
+
+    def _limited(self, attribute: KeyValue) -> tuple[str, str, bool]:
+        """Key and text as the limits allow, and whether that is all of them."""
+        key, key_whole = _within(attribute.key, self._key_bytes)
+        text, value_whole = _text(attribute.value, self._text_bytes, self._depth)
+        text, text_whole = _within(text, self._text_bytes)
+        return key, text, key_whole and value_whole and text_whole
 
 
 def _within(text: str, most_bytes: int) -> tuple[str, bool]:
