@@ -45,10 +45,13 @@ def main() -> None:
     unknown = [name for name in options.names if name not in DRILLS]
     if unknown:
         parser.error(f"there is no drill {', '.join(unknown)}; there are {', '.join(DRILLS)}")
+    if options.resume and (options.names or options.short or options.seed is not None):
+        parser.error("--resume goes on with the drills, seed and form of the run that was interrupted")
     if options.only is not None and (options.names != ["fuzz_gateway"] or options.seed is None):
         parser.error("--only N needs fuzz_gateway and --seed")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    progress = Progress(HOME, resume=options.resume)
+    # A replay leaves the progress of a long run alone.
+    progress = Progress(HOME if options.only is None else HOME / "replay", resume=options.resume)
     if not options.resume:
         seed = options.seed if options.seed is not None else time.time_ns() % 1_000_000
         progress.begin(options.names or list(DRILLS), seed, options.short)
@@ -99,8 +102,10 @@ class Progress:
             said, verdict = DRILLS[name](context), "passed"
         except (Failed, PipelineError) as failure:
             said, verdict = str(failure), "failed"
-        seconds = at.get("seconds", 0.0) + time.monotonic() - started
-        state["done"][name] = {**row, "seconds": round(seconds, 1), "verdict": verdict, "said": said}
+        finally:
+            at["seconds"] = at.get("seconds", 0.0) + time.monotonic() - started
+            self.write()
+        state["done"][name] = {**row, "seconds": round(at["seconds"], 1), "verdict": verdict, "said": said}
         context.tell(f"{verdict}: {said}")
         self.write()
 

@@ -52,18 +52,13 @@ def drill(context: Context) -> str:
             return uvloop.run(fuzz.replay(context.only))
         total = SHORT_REQUESTS if context.short else REQUESTS
         started = time.monotonic()
-        try:
-            uvloop.run(fuzz.run(total))
-        finally:
-            context.at["seconds"] = context.at.get("seconds", 0.0) + time.monotonic() - started
-            context.keep()
+        uvloop.run(fuzz.run(total))
         if fuzz.failures:
             raise Failed(fuzz.told(total))
         grown = fuzz.grown_mb()
         arrive(settings)
         if measured.process(stack, "gateway").pid != gateway.pid:
             raise Failed("The gateway is not the process that it was.")
-        context.at.pop("seconds")
         rate = fuzz.done / (time.monotonic() - started)
         outcomes = ", ".join(f"{count:,} {what}" for what, count in sorted(fuzz.outcomes.items()))
         return f"{total:,} requests, {rate:,.0f}/s: {outcomes}; RSS {grown}; a valid request passes"
@@ -155,7 +150,7 @@ class Fuzz:
         self._context = context
         self._http_port, self._grpc_port = settings.gateway.http_port, settings.gateway.grpc_port
         self._gateway = gateway
-        self._next = int(context.at.get("next", 0))
+        self._first = self._next = int(context.at.get("next", 0))
         self._under_way: dict[int, Case] = {}
         self._rss: list[tuple[int, float]] = []
         self._stopped = False
@@ -214,7 +209,7 @@ class Fuzz:
         numbers = ", ".join(str(number) for number, _ in self.failures[:10])
         kinds = "; ".join(sorted({re.sub(r"\d+", "N", what)[:160] for _, what in self.failures})[:8])
         replay = f"python -m tests.drills fuzz_gateway --seed {self._context.seed} --only {self.failures[0][0]}"
-        return f"{len(self.failures)} of {self._next:,} of {total:,} requests failed: {kinds} (numbers {numbers}; `{replay}`)"
+        return f"{len(self.failures)} of {self._next:,} of {total:,} requests failed: {kinds} (numbers {numbers}; `{replay}`; what passes alone suffered from an earlier one)"
 
     def _note(self) -> None:
         at = self._context.at
@@ -238,7 +233,7 @@ class Fuzz:
                 number = self._next
                 self._next += 1
                 if number % SAMPLE_EVERY == 0:
-                    self._rss.append((number, measured.rss_mb(self._gateway)))
+                    self._rss.append((number - self._first, measured.rss_mb(self._gateway)))
                 case = self._under_way[number] = mutate.case(self._context.seed, number)
                 fault, shown = await self._judged(case, door, channel)
                 if fault:
