@@ -84,6 +84,7 @@ class GatewaySettings(Part):
     max_body_bytes: Positive = 16 * MIB  # as received
     max_decoded_bytes: Positive = 64 * MIB  # after decompression
     max_records: Positive = 100_000  # of a request
+    max_json_values: Positive = 1_000_000  # of a request in JSON: each costs memory, however few bytes it has
     max_encoded_bytes: Positive = 128 * MIB  # of a request's flat records, each with its resource
     max_attributes: Positive = 1024  # of a record, resource or scope
     max_key_bytes: Annotated[int, Field(ge=16)] = 1024  # longer keys are cut

@@ -116,9 +116,10 @@ class Exports:
         partitions = self._intake.partitions(call.signal)
         origin = otlp.Origin(tenant.name, self._region, time.time_ns())
         rules = self._intake.rules(self._rules)
+        most = self._settings.max_json_values
 
         def encode() -> otlp.Encoded:
-            protobuf = to_protobuf(call.signal, body) if call.encoding == "json" else body
+            protobuf = to_protobuf(call.signal, body, max_values=most) if call.encoding == "json" else body
             return otlp.encode(call.signal, protobuf, origin, partitions=partitions, rules=rules)
 
         if len(body) <= ENCODED_IN_PLACE[call.encoding]:

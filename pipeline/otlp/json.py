@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from pipeline.errors import Rejected
+from pipeline.errors import Rejected, TooLarge
 from pipeline.record.schema import Signal
 
 REQUEST: dict[Signal, type[Message]] = {
@@ -26,6 +26,7 @@ REQUEST: dict[Signal, type[Message]] = {
     "metrics": ExportMetricsServiceRequest,
     "traces": ExportTraceServiceRequest,
 }
+MAX_VALUES = 1_000_000
 MAX_DEPTH = 100  # protobuf's own limit of nested messages
 HEX_FIELDS = {"trace_id", "span_id", "parent_span_id"}
 INTEGER = re.compile(r"-?[0-9]{1,20}")
@@ -44,8 +45,14 @@ WIDTHS = {
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def to_protobuf(signal: Signal, body: bytes) -> bytes:
-    """The request in `body` as protobuf bytes; raise Rejected naming the place and what was expected there."""
+def to_protobuf(signal: Signal, body: bytes, *, max_values: int = MAX_VALUES) -> bytes:
+    """The request in `body` as protobuf bytes; raise Rejected naming the place and what was expected there.
+
+    Raise TooLarge where it may hold more than `max_values` values, each of which costs up to 100 bytes of memory.
+    """
+    # Commas and brackets in texts count too; a value costs at least one of these.
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > max_values:
+        raise TooLarge(f"The body holds more than {max_values} values (gateway.max_json_values): send smaller batches.")
     try:
         document = json.loads(body.decode())  # json.loads of bytes would guess at encodings
         request = REQUEST[signal]()

@@ -78,7 +78,7 @@ def serving(
         gateway.certificates = Certificates(own)
         intake = Intake(gateway.outlet, "local", within_s=own.acknowledge_within_s)
         exports = Exports(own, "local", gateway.tenants, intake)
-        runner = web.AppRunner(otlp_http.application(exports, own), auto_decompress=False)
+        runner = web.AppRunner(otlp_http.application(exports, own), auto_decompress=False, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=gateway.certificates.context("http/1.1")).start()
         server = otlp_grpc.Server(exports, own)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import Rejected
+from pipeline.errors import Rejected, TooLarge
 from pipeline.otlp.json import REQUEST, to_protobuf
 from pipeline.record.schema import SIGNALS
 
@@ -120,3 +120,10 @@ def test_any_document_is_a_request_or_rejected(document: Any, signal: Any) -> No
     """No JSON document makes the reader fail in another way."""
     with contextlib.suppress(Rejected):
         to_protobuf(signal, json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("body", [b"[" + b"[]," * 400_000, b"{" + b'"a":{},' * 400_000, b"[" * 600_000])
+def test_more_values_than_the_limit_are_not_even_read(body: bytes) -> None:
+    """Tiny values are refused by their number before they become a hundred bytes of memory each."""
+    with pytest.raises(TooLarge, match=r"more than 500000 values \(gateway\.max_json_values\)"):
+        to_protobuf("logs", body, max_values=500_000)
