@@ -25,6 +25,7 @@ LATE_S = 20.0  # how long answers are waited for after the last request
 BODIES = 20  # different requests, sent again and again: the gateway's work does not depend on whether it saw one before
 RECONNECT_S = 0.05
 SERVICES = {"logs": "logs.v1.LogsService", "metrics": "metrics.v1.MetricsService", "traces": "trace.v1.TraceService"}
+FULL_SUCCESS = (b"", b"\n\0")  # the Collector sets an empty partial_success
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM = ACK = 1
@@ -112,13 +113,13 @@ class Http(Connection):
             self._leaving = True
             self._transport.close()
         status = head[9:12]
-        self._done(None if status == b"200" and not body else f"HTTP {status.decode()} {body[:80]!r}")
+        self._done(None if status == b"200" and body in FULL_SUCCESS else f"HTTP {status.decode()} {body[:80]!r}")
 
 
 class Grpc(Connection):
     """HTTP/2 as far as one unary call at a time needs it (RFC 9113).
 
-    OK is an answer with an empty message; a failed call has no message at all, so its trailers need no decoding.
+    OK is an answer with a message that says full success; a failed call has no message at all, so its trailers need no decoding.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -136,12 +137,12 @@ class Grpc(Connection):
         self._stream = -1
         self._window, self._initial, self._stream_window, self._frame = 65535, 65535, 0, 16384
         self._unsent = memoryview(b"")
-        self._message = 0
+        self._message = b""
         transport.write(PREFACE + _frame(SETTINGS, 0, 0, b"") + _frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**30)))
 
     def _write(self, body: bytes) -> None:
         self._stream += 2
-        self._stream_window, self._message = self._initial, 0
+        self._stream_window, self._message = self._initial, b""
         self._unsent = memoryview(b"\0" + struct.pack(">I", len(body)) + body)
         self._transport.write(_frame(HEADERS, 4, self._stream, self._headers))
         self._push()
@@ -173,10 +174,12 @@ class Grpc(Connection):
 
     def _frame_received(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == DATA and stream == self._stream:
-            self._message += len(payload)
+            self._message += payload
         if kind in (DATA, HEADERS) and flags & END_STREAM and stream == self._stream:
-            kinds = {0: "no message: an error", 5: None}
-            self._done(kinds.get(self._message, f"a message of {self._message - 5} bytes: partial success"))
+            said = self._message[5:]
+            self._done(
+                "no message: an error" if not self._message else None if said in FULL_SUCCESS else f"gRPC {said[:80]!r}"
+            )
         elif kind == RST_STREAM and stream == self._stream:
             self._done(f"RST_STREAM {int.from_bytes(payload, 'big')}")
         elif kind == SETTINGS and not flags & ACK:
