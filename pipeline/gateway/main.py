@@ -107,17 +107,16 @@ async def _serve(settings: Settings) -> None:
             f"Ports {gateway.http_port} (HTTP) and {gateway.grpc_port} (gRPC) on {host}: {error}. "
             "Stop what listens there, or set gateway.http_port and gateway.grpc_port."
         ) from None
-    draining = asyncio.create_task(outlet.drain())
+    draining = asyncio.create_task(outlet.drain(stop))
     watching = asyncio.create_task(_watch(gateway, reload, (tenants, certificates)))
     log.info("gateway serves", http=f"{host}:{gateway.http_port}", grpc=f"{host}:{gateway.grpc_port}")
 
-    await _stopped_or_failed(stop, publisher)
+    await _stopped_or_failed(stop, publisher, draining)
+    stop.set()
 
     watching.cancel()
     await asyncio.gather(grpc_server.stop(STOP_WITHIN_S / 2), runner.cleanup())
-    draining.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await draining
+    await draining
     left = await asyncio.to_thread(publisher.close, STOP_WITHIN_S / 2)
     await asyncio.to_thread(spool.close)
     log.info("gateway stopped", unacknowledged_messages=left)
@@ -144,8 +143,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _stopped_or_failed(stop: asyncio.Event, publisher: Publisher) -> None:
-    while not publisher.fatal:
+async def _stopped_or_failed(stop: asyncio.Event, publisher: Publisher, draining: "asyncio.Task[None]") -> None:
+    while not publisher.fatal and not draining.done():
         try:
             await asyncio.wait_for(stop.wait(), 1.0)
         except TimeoutError:

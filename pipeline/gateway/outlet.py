@@ -5,6 +5,7 @@ Until the first of it has arrived, new messages are spooled too, without waiting
 """
 
 import asyncio
+import contextlib
 import time
 
 import structlog
@@ -22,6 +23,7 @@ log = structlog.get_logger()
 Safe = asyncio.Future[Unavailable | None]
 DRAIN_MESSAGES = 200  # published together, and then deleted together
 DRAIN_BYTES = 4 * 1024 * 1024
+TRIED_MESSAGES = 10  # while it is not known whether Kafka acknowledges again
 LOOK_S = 0.5  # for what to drain, and for the level in the metrics
 SHED_LOGS_FROM = 0.80  # of the spool
 SHED_SPANS_FROM = 0.85
@@ -106,9 +108,9 @@ class Outlet:
             self._publish(message, message.partition).add_done_callback(published)
         return safe
 
-    async def drain(self) -> None:
-        """Bring what is spooled to Kafka, until cancelled."""
-        while True:
+    async def drain(self, stop: asyncio.Event) -> None:
+        """Bring what is spooled to Kafka until `stop`; on return nothing of ours touches the spool any more."""
+        while not stop.is_set():
             self._show_level()
             rest_s = LOOK_S
             try:
@@ -117,7 +119,8 @@ class Outlet:
                     await self._remember()
             except PipelineError as error:
                 log.warning("the spool cannot be drained now", reason=str(error))
-            await asyncio.sleep(rest_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), rest_s)
 
     def _publish(self, message: Message, partition: int) -> Safe:
         return self._publisher.publish(message.topic, partition, message.value, message.headers)
@@ -131,12 +134,11 @@ class Outlet:
     async def _drain_some(self) -> float:
         """Publish and delete the oldest; return the seconds after which there may be more."""
         started = time.monotonic()
-        limit = 1 if self._spooling else DRAIN_MESSAGES
+        limit = TRIED_MESSAGES if self._spooling else DRAIN_MESSAGES
         stored = await asyncio.to_thread(self._spool.oldest, limit, DRAIN_BYTES)
         sent = await self._bring(stored)
-        if len(sent) == len(stored):
-            if self._spooling:
-                log.info("Kafka acknowledges again", spooled_messages=self._spool.level().messages)
+        if self._spooling and (sent or not stored):  # one that Kafka will never take must not speak for the others
+            log.info("Kafka acknowledges again", spooled_messages=self._spool.level().messages)
             self._spooling = False
         if sent:
             await asyncio.to_thread(self._spool.delete, [each.id for each in sent])

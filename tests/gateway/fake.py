@@ -30,6 +30,7 @@ class FakePublisher:
         self.away: str | None = None
         self.fatal: str | None = None
         self.asked = True
+        self.poison: bytes | None = None  # a value that is never acknowledged
         self._partitions = partitions
         self._held: list[asyncio.Future[Unavailable | None]] = []
 
@@ -46,7 +47,8 @@ class FakePublisher:
         if self.hold:
             self._held.append(acknowledged)
         else:
-            acknowledged.set_result(Unavailable(self.away) if self.away else None)
+            refused = self.away or ("too large" if value == self.poison else None)
+            acknowledged.set_result(Unavailable(refused) if refused else None)
         return acknowledged
 
     def known_partitions(self) -> dict[str, int]:

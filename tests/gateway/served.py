@@ -84,13 +84,12 @@ def serving(
         server = otlp_grpc.Server(exports, own)
         await server.start("127.0.0.1", 0, gateway.certificates.context("h2"))
         gateway.http_port, gateway.grpc_port = runner.addresses[0][1], server.port
-        draining = asyncio.create_task(gateway.outlet.drain())
+        draining = asyncio.create_task(gateway.outlet.drain(stop))
         started()
         await stop.wait()
         await server.stop(1)
         await runner.cleanup()
-        draining.cancel()
-        await asyncio.gather(draining, return_exceptions=True)
+        await draining
         gateway.spool.close()
 
     ready = Event()
