@@ -1,6 +1,7 @@
 """One export, the same for both protocols: who sends, is there room, open, encode, make safe, answer."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from pipeline.settings import GatewaySettings
 from pipeline.telemetry import metrics
 
 log = structlog.get_logger()
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 ENCODED_IN_PLACE = {"protobuf": 1024 * 1024, "json": 64 * 1024}  # bytes; larger bodies leave the event loop to others
 
 
@@ -35,6 +37,11 @@ class Call(NamedTuple):
     authorization: str
     certificate: tuple[str, ...]
     traceparent: str
+
+
+def traceparent(header: str) -> str:
+    """A W3C traceparent as it is, anything else as nothing: it becomes a Kafka header that consumers read."""
+    return header if TRACEPARENT.fullmatch(header) else ""
 
 
 Room = Callable[[int], Awaitable[None]]

@@ -26,7 +26,7 @@ from hyperframe.frame import GoAwayFrame
 from pipeline.errors import Rejected
 from pipeline.gateway import tls
 from pipeline.gateway.answers import Answer
-from pipeline.gateway.exports import Call, Exports, Room, larger_than
+from pipeline.gateway.exports import Call, Exports, Room, larger_than, traceparent
 from pipeline.record.schema import Signal
 from pipeline.settings import GatewaySettings
 
@@ -208,8 +208,8 @@ class _Connection(asyncio.Protocol):
         elif signal is None:
             self._fail(stream, status_pb2.Status(code=code_pb2.UNIMPLEMENTED, message="OTLP has no such method."))
         else:
-            traceparent = header(b"traceparent")[:64]
-            call = Call("grpc", signal, "protobuf", header(b"authorization"), self._certificate, traceparent)
+            trace = traceparent(header(b"traceparent"))
+            call = Call("grpc", signal, "protobuf", header(b"authorization"), self._certificate, trace)
             body = _Body(self, stream, coding=header(b"grpc-encoding"), limit=self._settings.max_body_bytes)
             self._answer(stream, await self._exports.export(call, body))
 

@@ -15,7 +15,7 @@ from google.rpc import code_pb2, status_pb2
 from pipeline.errors import Rejected
 from pipeline.gateway import answers, tls
 from pipeline.gateway.answers import Answer
-from pipeline.gateway.exports import Call, Exports, Room, larger_than
+from pipeline.gateway.exports import Call, Exports, Room, larger_than, traceparent
 from pipeline.record.schema import SIGNALS, Signal
 from pipeline.settings import GatewaySettings
 from pipeline.telemetry import metrics
@@ -48,28 +48,32 @@ def _handler(signal: Signal, exports: Exports, settings: GatewaySettings) -> Han
         # content_type is octet-stream where the header is absent, which is refused like any other.
         encoding = ENCODINGS.get(request.content_type)
         if encoding is None:
-            message = f"Content-Type {request.content_type[:80]} is not supported: send {PROTOBUF} or {JSON}."
+            message = f"Content-Type {_ascii(request.content_type)} is not supported: send {PROTOBUF} or {JSON}."
             metrics.REQUESTS.labels("http", signal, "rejected").inc()
             return _response(answers.failure(answers.UnknownType(message), 0), JSON)
-        headers = request.headers
         call = Call(
             "http",
             signal,
             encoding,
-            headers.get("Authorization", ""),
+            _ascii(request.headers.get("Authorization", "")),
             tls.names(request.get_extra_info("peercert")),
-            headers.get("traceparent", "")[:64],
+            traceparent(request.headers.get("traceparent", "")),
         )
         return _response(await exports.export(call, _Body(request, settings.max_body_bytes)), request.content_type)
 
     return export
 
 
+def _ascii(header: str) -> str:
+    """A header may hold any bytes, which a sentence or a hash cannot."""
+    return header.encode("ascii", "replace").decode()
+
+
 class _Body:
     """A request's body, in pieces as they arrive: who announces much and sends little holds little."""
 
     def __init__(self, request: web.Request, limit: int) -> None:
-        self.coding = request.headers.get("Content-Encoding", "").strip().lower()
+        self.coding = _ascii(request.headers.get("Content-Encoding", "")).strip().lower()
         self._request = request
         self._limit = limit
 

@@ -112,20 +112,20 @@ class _Lane:
         if not self._gathered:
             return
         groups, acknowledged, records = self._gathered, self._next, self._gathered_records
+        size, traceparent = self._gathered_bytes, self._traceparent
+        self._gathered, self._gathered_bytes, self._gathered_records, self._traceparent = [], 0, 0, ""
+        self._next = asyncio.get_running_loop().create_future()
+        self._under_way += 1
         headers = [
             *self._headers,
             ("records", b"%d" % records),
             ("min_time", b"%d" % min(group.min_time for group in groups)),
             ("max_time", b"%d" % max(group.max_time for group in groups)),
         ]
-        if self._traceparent:
-            headers.append(("traceparent", self._traceparent.encode()))
+        if traceparent:
+            headers.append(("traceparent", traceparent.encode()))
         value = groups[0].value if len(groups) == 1 else container.join(self._schema.head, [g.value for g in groups])
         message = Message(schema.topic(self._signal), self._partition, records, tuple(headers), value)
-        size = self._gathered_bytes
-        self._gathered, self._gathered_bytes, self._gathered_records, self._traceparent = [], 0, 0, ""
-        self._next = asyncio.get_running_loop().create_future()
-        self._under_way += 1
         metrics.MESSAGE_RECORDS.labels(self._signal).observe(records)
         started = time.perf_counter()
 

@@ -250,6 +250,26 @@ def test_a_client_that_resets_leaves_nothing_behind(gateway: Gateway) -> None:
     assert client.call(PREFIX.pack(0, len(good)) + good)["grpc-status"] == "0"
 
 
+@pytest.mark.parametrize(
+    "sent", [b"\xff", b"00-x", b"00-" + b"0" * 32 + b"-" + b"1" * 16 + b"-01, x", bytes(range(128, 200))]
+)
+def test_a_traceparent_that_is_none_is_passed_over(gateway: Gateway, sent: bytes) -> None:
+    """The request is taken, and so are those after it; a real one is in the message's headers."""
+    body = logs("a").SerializeToString()
+    with httpx.Client() as client:
+        for trace in (sent, b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"):
+            answer = client.post(f"{gateway.http}/v1/logs", content=body, headers={**PROTOBUF, b"traceparent": trace})  # type: ignore[dict-item]
+            assert answer.status_code == 200
+    assert ["traceparent" in m.headers for m in gateway.publisher.published] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["authorization", "content-type", "content-encoding"])
+def test_headers_that_are_no_text_are_no_bug(gateway: Gateway, name: str) -> None:
+    """Any bytes in a header end in an answer that is no 5xx."""
+    headers = {b"content-type": b"application/json", name.encode(): b"Bearer \xff\xfe"}
+    assert httpx.post(f"{gateway.http}/v1/logs", content=b"{}", headers=headers).status_code in (200, 415)  # type: ignore[arg-type]
+
+
 def test_pages_of_named_origins_may_send_and_others_not(gateway: Gateway) -> None:
     """CORS: preflight and answer, for the origins in the settings only."""
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type,authorization"}
