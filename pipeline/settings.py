@@ -74,6 +74,8 @@ class GatewaySettings(Part):
     grpc_port: Port = 4317
     workers: Annotated[int, Field(ge=1, le=64)] = 1
 
+    health_port: Port | None = None  # plain HTTP for /livez, /readyz and /metrics; default: they are on http_port
+
     tenants_file: pathlib.Path | None = None  # tenants, their keys, certificates and rates; read again when it changes
     tls_certificate_file: pathlib.Path | None = None  # PEM; read again when it or its key changes
     tls_key_file: pathlib.Path | None = None
@@ -82,10 +84,10 @@ class GatewaySettings(Part):
     resource_attributes: dict[str, str] = {}  # on every record; a client's own of these names are replaced
 
     max_body_bytes: Positive = 16 * MIB  # as received
-    max_decoded_bytes: Positive = 64 * MIB  # after decompression
+    max_decoded_bytes: Positive = 32 * MIB  # after decompression
     max_records: Positive = 100_000  # of a request
     max_json_values: Positive = 1_000_000  # of a request in JSON: each costs memory, however few bytes it has
-    max_encoded_bytes: Positive = 128 * MIB  # of a request's flat records, each with its resource
+    max_encoded_bytes: Positive = 64 * MIB  # of a request's flat records, each with its resource
     max_attributes: Positive = 1024  # of a record, resource or scope
     max_key_bytes: Annotated[int, Field(ge=16)] = 1024  # longer keys are cut
     max_text_bytes: Annotated[int, Field(ge=16)] = 64 * 1024  # longer attribute values are cut
@@ -94,8 +96,9 @@ class GatewaySettings(Part):
     max_in_flight_bytes: Positive = 64 * MIB  # of bodies and unacknowledged messages; more wait before they are read
     max_connection_age_s: Seconds = 600.0  # jittered; then the client is asked to connect anew
 
-    receive_within_s: Seconds = 30.0  # a body
+    receive_within_s: Seconds = 15.0  # a body
     acknowledge_within_s: Seconds = 5.0  # Kafka's budget, then the spool's turn; exporters give up after 10 s
+    unready_for_s: Annotated[float, Field(ge=0)] = 1.0  # at SIGTERM, still serving: load balancers notice
     retry_after_s: Seconds = 5.0  # what a client that must come again is told, jittered; exporters try six times
 
     @model_validator(mode="after")
@@ -124,6 +127,8 @@ class WriterSettings(Part):
     batch_messages: Positive = 100
     batch_bytes: Positive  # of one store transaction, one message at least
     batch_within_s: Seconds = 0.25
+    dead_letters_burst: Positive = 300  # messages that no store can take, at once; one more stops the process
+    dead_letters_per_min: Annotated[float, Field(gt=0)] = 60.0  # that many of the burst come back each minute
 
 
 class LocalSettings(Part):

@@ -62,9 +62,15 @@ def number() -> int | None:
 
 
 def _start(process: str, n: int) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", process], stdin=subprocess.PIPE, env={**os.environ, NUMBER_VARIABLE: str(n)}
-    )
+    ours = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: it must not end a worker that is starting
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", process],
+            stdin=subprocess.PIPE,
+            env={**os.environ, NUMBER_VARIABLE: str(n)},
+        )
+    finally:
+        signal.signal(signal.SIGHUP, ours)
 
 
 def _tell_all(children: "Iterable[subprocess.Popen[bytes]]", what: signal.Signals) -> None:

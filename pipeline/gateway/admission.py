@@ -11,7 +11,9 @@ WAIT_S = 2.0  # for room; with Kafka's budget it stays below the 10 s of stock e
 
 
 class Admission:
-    """Counts requests and the bytes that they hold in memory; who comes too much waits, before being read.
+    """Counts the bytes that requests hold in memory, and those of them that are being answered.
+
+    Where there is no room a request waits before it is read; one that has arrived does not wait for a place.
 
     `queued_bytes` says what else is in memory: messages that nobody acknowledged yet.
     """
@@ -24,10 +26,8 @@ class Admission:
         self._held_bytes = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    def enter(self) -> "Held":
-        """Take part; raise Unavailable where too many do already."""
-        if self._requests >= self._max_requests:
-            raise Unavailable(f"{self._max_requests} requests are being answered, which is gateway.max_requests.")
+    def held(self) -> "Held":
+        """A request's part, nothing as yet."""
         return Held(self)
 
     def fits(self, size: int) -> bool:
@@ -53,14 +53,22 @@ class Held:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._bytes = 0
+        self._entered = False
 
     def __enter__(self) -> "Held":
-        self._admission._requests += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._admission._requests -= 1
+        self._admission._requests -= self._entered
         self.resize(0)
+
+    def enter(self) -> None:
+        """Be one of those that are being answered; raise Unavailable where these are too many."""
+        admission = self._admission
+        if admission._requests >= admission._max_requests:
+            raise Unavailable(f"{admission._max_requests} requests are being answered, which is gateway.max_requests.")
+        self._entered = True
+        admission._requests += 1
 
     async def reserve(self, size: int) -> None:
         """Wait until `size` bytes fit into memory beside the others; raise Unavailable where that takes too long."""

@@ -7,6 +7,7 @@ from backports import zstd
 
 from pipeline.errors import Rejected, TooLarge
 
+MAX_MEMBERS = 1000  # or frames, one after another: each costs, however little is in it
 SLICE_BYTES = 64 * 1024  # of input at a time
 PIECE_BYTES = 256 * 1024  # of output at a time: what is over the limit was never made
 ZSTD_WINDOW_LOG = 23  # 8 MiB, what RFC 9659 lets an HTTP sender use
@@ -51,7 +52,7 @@ def _deflate(body: bytes) -> Iterator[bytes]:
 def _inflated(body: bytes, wbits: int) -> Iterator[bytes]:
     """All members of `body`, in pieces."""
     rest = memoryview(body)
-    while True:
+    for _ in range(MAX_MEMBERS):
         member = zlib.decompressobj(wbits)
         while not member.eof:
             if not rest:
@@ -66,12 +67,13 @@ def _inflated(body: bytes, wbits: int) -> Iterator[bytes]:
         rest = memoryview(body)[len(body) - len(rest) - len(member.unused_data) :]
         if not rest:
             return
+    raise zlib.error(f"it has more than {MAX_MEMBERS} members")
 
 
 def _zstd(body: bytes) -> Iterator[bytes]:
     """All frames of `body`, in pieces."""
     rest = memoryview(body)
-    while True:
+    for _ in range(MAX_MEMBERS):
         frame = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
         while not frame.eof:
             wanted = SLICE_BYTES if frame.needs_input else 0
@@ -82,6 +84,7 @@ def _zstd(body: bytes) -> Iterator[bytes]:
         rest = memoryview(body)[len(body) - len(rest) - len(frame.unused_data) :]
         if not rest:
             return
+    raise zstd.ZstdError(f"it has more than {MAX_MEMBERS} frames")
 
 
 CODINGS: dict[str, Callable[[bytes], Iterator[bytes]]] = {

@@ -13,7 +13,7 @@ import structlog
 from pipeline import otlp
 from pipeline.errors import PipelineError, TooLarge, Unavailable
 from pipeline.gateway import answers
-from pipeline.gateway.admission import Admission
+from pipeline.gateway.admission import Admission, Held
 from pipeline.gateway.answers import Answer
 from pipeline.gateway.compression import opened
 from pipeline.gateway.intake import Intake
@@ -25,7 +25,8 @@ from pipeline.telemetry import metrics
 
 log = structlog.get_logger()
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-ENCODED_IN_PLACE = {"protobuf": 1024 * 1024, "json": 64 * 1024}  # bytes; larger bodies leave the event loop to others
+IN_PLACE_BYTES = {"protobuf": 1024 * 1024, "json": 64 * 1024}  # larger bodies leave the event loop to others
+LARGE_WITHIN_S = 5.0  # until a large body's turn
 
 
 class Call(NamedTuple):
@@ -76,6 +77,7 @@ class Exports:
             max_bytes=settings.max_in_flight_bytes,
             queued_bytes=lambda: intake.queued_bytes,
         )
+        self._large = asyncio.Lock()
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._rules = otlp.Rules(
             max_records=settings.max_records,
@@ -103,14 +105,12 @@ class Exports:
     async def _export(self, call: Call, body: Body) -> Answer:
         tenant = self._tenants.identify(call.authorization, call.certificate)
         tenant.check(call.signal)
-        with self._admission.enter() as held:
-            async with _arriving_within(self._settings.receive_within_s):
+        with self._admission.held() as held:
+            async with _within(self._settings.receive_within_s, "The body did not arrive in time."):
                 received = await body.read(held.reserve)
+            held.enter()
             started = time.perf_counter()
-            received = opened(received, body.coding, self._settings.max_decoded_bytes)
-            held.resize(len(received))
-            tenant.take(size=len(received))
-            encoded = await self._encode(call, tenant, received)
+            encoded = await self._encoded(call, tenant, received, (body.coding, held))
             del received
             held.resize(0)  # from here on the intake counts its bytes
             tenant.take(records=encoded.accepted)
@@ -119,28 +119,53 @@ class Exports:
         metrics.REQUEST_SECONDS.labels(call.signal).observe(time.perf_counter() - started)
         return answers.success(call.signal, encoded.refused, encoded.shed)
 
-    async def _encode(self, call: Call, tenant: Tenant, body: bytes) -> otlp.Encoded:
-        partitions = self._intake.partitions(call.signal)
-        origin = otlp.Origin(tenant.name, self._region, time.time_ns())
-        rules = self._intake.rules(self._rules)
-        most = self._settings.max_json_values
+    async def _encoded(self, call: Call, tenant: Tenant, received: bytes, how: tuple[str, Held]) -> otlp.Encoded:
+        """Open and encode a body: a small one at once, large ones aside and one at a time.
 
-        def encode() -> otlp.Encoded:
-            protobuf = to_protobuf(call.signal, body, max_values=most) if call.encoding == "json" else body
+        Each begins when what others became fits into memory, so no more than one is beyond that.
+        """
+        coding, held = how
+        origin = otlp.Origin(tenant.name, self._region, time.time_ns())
+        partitions, rules = self._intake.partitions(call.signal), self._intake.rules(self._rules)
+        most, values = self._settings.max_decoded_bytes, self._settings.max_json_values
+
+        def encode(body: bytes) -> otlp.Encoded:
+            tenant.take(size=len(body))
+            protobuf = to_protobuf(call.signal, body, max_values=values) if call.encoding == "json" else body
             return otlp.encode(call.signal, protobuf, origin, partitions=partitions, rules=rules)
 
-        if len(body) <= ENCODED_IN_PLACE[call.encoding]:
-            return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._aside, encode)
+        await held.reserve(0)
+        small = _opened_in_place(received, coding, min(most, IN_PLACE_BYTES[call.encoding]))
+        if small is not None:
+            return encode(small)
+        async with _within(LARGE_WITHIN_S, "Other large bodies are being read: come again, or send smaller ones."):
+            await self._large.acquire()
+        try:
+            await held.reserve(0)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._aside, lambda: encode(opened(received, coding, most)))
+        finally:
+            self._large.release()
+
+
+def _opened_in_place(received: bytes, coding: str, limit: int) -> bytes | None:
+    """The body, or None where it is, or becomes, too large to keep the event loop waiting."""
+    if len(received) > limit:
+        return None
+    try:
+        return opened(received, coding, limit)
+    except TooLarge:
+        return None
 
 
 @asynccontextmanager
-async def _arriving_within(seconds: float) -> AsyncIterator[None]:
+async def _within(seconds: float, otherwise: str) -> AsyncIterator[None]:
+    """`asyncio.timeout` that ends in Unavailable."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise Unavailable(f"The body did not arrive within {seconds:g} s.") from None
+        raise Unavailable(otherwise) from None
 
 
 def _count(signal: Signal, tenant: str, encoded: otlp.Encoded) -> None:

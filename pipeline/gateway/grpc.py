@@ -42,6 +42,9 @@ CONNECTION_WINDOW_BYTES = 1 << 30  # streams have their own
 FRAME_BYTES = 64 * 1024
 STREAMS = 128  # of a connection, at a time
 MAX_HEADER_BYTES = 16 * 1024
+CONTENT_TYPES = ("application/grpc", "application/grpc+proto")
+LEAVE_WITHIN_S = 30.0  # for answers under way
+MAX_RESETS = 1000  # of streams, by one connection
 RETRY_INFO = b"google.rpc.retryinfo-bin"
 Headers = list[tuple[bytes, bytes]]
 RESPONSE: Headers = [
@@ -95,6 +98,7 @@ class _Connection(asyncio.Protocol):
         self._connections = connections
         self._streams: dict[int, _Stream] = {}
         self._consumed_bytes = 0
+        self._resets = 0
         self._leaving = False
         self._http2 = h2.connection.H2Connection(
             h2.config.H2Configuration(
@@ -121,6 +125,7 @@ class _Connection(asyncio.Protocol):
             },
         )
         self._http2.max_inbound_frame_size = FRAME_BYTES
+        self._http2.decoder.max_header_list_size = MAX_HEADER_BYTES
         self._http2.initiate_connection()
         self._http2.increment_flow_control_window(CONNECTION_WINDOW_BYTES)
         self._flush()
@@ -158,6 +163,7 @@ class _Connection(asyncio.Protocol):
             # Written by hand: after its own GOAWAY h2 would not let us answer.
             farewell = GoAwayFrame(last_stream_id=self._http2.highest_inbound_stream_id)
             self._transport.write(farewell.serialize())
+            asyncio.get_running_loop().call_later(LEAVE_WITHIN_S, self.close)
         if not self._streams:
             self.close()
 
@@ -165,9 +171,9 @@ class _Connection(asyncio.Protocol):
         self._transport.close()
 
     def _on(self, event: h2.events.Event) -> None:
+        stream = self._streams.get(getattr(event, "stream_id", None) or 0)
         match event:
             case h2.events.DataReceived():
-                stream = self._streams.get(event.stream_id)
                 self._consume(event.flow_controlled_length)
                 if stream is not None:
                     stream.feed(event.data)
@@ -176,14 +182,17 @@ class _Connection(asyncio.Protocol):
                     self._http2.reset_stream(event.stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
                 else:
                     self._begin(_Stream(event.stream_id), dict(event.headers))
-            case h2.events.StreamEnded():
-                stream = self._streams.get(event.stream_id)
-                if stream is not None:
-                    stream.end()
+            case h2.events.StreamEnded() if stream is not None:
+                stream.end()
             case h2.events.StreamReset():
-                stream = self._streams.get(event.stream_id)
                 if stream is not None:
                     stream.task.cancel()
+                self._resets += 1
+                if self._resets > MAX_RESETS:
+                    self.close()
+            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
+                for each in self._streams.values():
+                    each.window_moved()
             case h2.events.ConnectionTerminated():
                 self.close()
 
@@ -203,15 +212,16 @@ class _Connection(asyncio.Protocol):
             return headers.get(name, b"").decode("ascii", "replace")
 
         signal = METHODS.get(headers.get(b":path", b""))
-        if headers.get(b":method") != b"POST" or not header(b"content-type").startswith("application/grpc"):
-            self._send(stream, [(b":status", b"415")], b"", [])
+        content_type = header(b"content-type").partition(";")[0].strip()
+        if headers.get(b":method") != b"POST" or content_type not in CONTENT_TYPES:
+            self._send_headers(stream, [(b":status", b"415")])
         elif signal is None:
             self._fail(stream, status_pb2.Status(code=code_pb2.UNIMPLEMENTED, message="OTLP has no such method."))
         else:
             trace = traceparent(header(b"traceparent"))
             call = Call("grpc", signal, "protobuf", header(b"authorization"), self._certificate, trace)
             body = _Body(self, stream, coding=header(b"grpc-encoding"), limit=self._settings.max_body_bytes)
-            self._answer(stream, await self._exports.export(call, body))
+            await self._answer(stream, await self._exports.export(call, body))
 
     def _served(self, stream: "_Stream") -> None:
         del self._streams[stream.id]
@@ -226,13 +236,21 @@ class _Connection(asyncio.Protocol):
             return  # it has ended
         self._flush()
 
-    def _answer(self, stream: "_Stream", answer: Answer) -> None:
-        if answer.code == code_pb2.OK:
-            message = answer.message.SerializeToString()
-            self._send(stream, RESPONSE, PREFIX.pack(0, len(message)) + message, [(b"grpc-status", b"0")])
-        else:
+    async def _answer(self, stream: "_Stream", answer: Answer) -> None:
+        if answer.code != code_pb2.OK:
             assert isinstance(answer.message, status_pb2.Status)
             self._fail(stream, answer.message)
+            return
+        message = answer.message.SerializeToString()
+        data = PREFIX.pack(0, len(message)) + message
+        try:
+            while self._http2.local_flow_control_window(stream.id) < len(data):
+                await stream.window()
+            self._http2.send_headers(stream.id, RESPONSE)
+            self._http2.send_data(stream.id, data)
+        except h2.exceptions.ProtocolError:
+            return  # the client has reset the stream
+        self._send_headers(stream, [(b"grpc-status", b"0")])
 
     def _fail(self, stream: "_Stream", status: status_pb2.Status) -> None:
         trailers = [
@@ -244,18 +262,16 @@ class _Connection(asyncio.Protocol):
         trailers += [
             (RETRY_INFO, _binary(detail.value)) for detail in status.details if detail.Is(RetryInfo.DESCRIPTOR)
         ]
-        self._send(stream, RESPONSE + trailers, b"", [])
+        self._send_headers(stream, RESPONSE + trailers)
 
-    def _send(self, stream: "_Stream", headers: Headers, data: bytes, trailers: Headers) -> None:
+    def _send_headers(self, stream: "_Stream", headers: Headers) -> None:
+        """The last of an answer."""
         try:
-            self._http2.send_headers(stream.id, headers, end_stream=not data)
-            if data:
-                self._http2.send_data(stream.id, data)
-                self._http2.send_headers(stream.id, trailers, end_stream=True)
+            self._http2.send_headers(stream.id, headers, end_stream=True)
             if not stream.ended:
                 self._http2.reset_stream(stream.id, h2.errors.ErrorCodes.NO_ERROR)  # the rest need not be sent
         except h2.exceptions.ProtocolError:
-            return  # the client has reset the stream or closed its window
+            return  # the client has reset the stream
         self._flush()
 
     def _flush(self) -> None:
@@ -274,6 +290,15 @@ class _Stream:
         self.received = bytearray()
         self.ended = False
         self._arrived = asyncio.Event()
+        self._window_moved = asyncio.Event()
+
+    def window_moved(self) -> None:
+        self._window_moved.set()
+
+    async def window(self) -> None:
+        """Return when the client has moved a window since the last call."""
+        await self._window_moved.wait()
+        self._window_moved.clear()
 
     def feed(self, data: bytes) -> None:
         self.received += data

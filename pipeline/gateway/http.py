@@ -23,6 +23,7 @@ from pipeline.telemetry import metrics
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 ENCODINGS: dict[str, Literal["protobuf", "json"]] = {PROTOBUF: "protobuf", JSON: "json"}
+CLIENTS = 10_000  # whose connections' ages are known
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -73,7 +74,7 @@ class _Body:
     """A request's body, in pieces as they arrive: who announces much and sends little holds little."""
 
     def __init__(self, request: web.Request, limit: int) -> None:
-        self.coding = _ascii(request.headers.get("Content-Encoding", "")).strip().lower()
+        self.coding = _ascii(",".join(request.headers.getall("Content-Encoding", []))).strip().lower()
         self._request = request
         self._limit = limit
 
@@ -88,7 +89,7 @@ class _Body:
                     raise larger_than(self._limit)
                 await room(len(piece))
                 pieces.append(piece)
-        except (ClientPayloadError, web.RequestPayloadError):
+        except (ClientPayloadError, web.RequestPayloadError, ConnectionError):
             raise Rejected("The body is cut short, or not framed as its headers say.") from None
         return b"".join(pieces)
 
@@ -135,8 +136,8 @@ def _ageing(max_age_s: float) -> Middleware:
         client, now_s = request.get_extra_info("peername"), time.monotonic()
         end = ends.get(client)
         if end is None:
-            while ends and next(iter(ends.values())) < now_s - max_age_s:
-                del ends[next(iter(ends))]  # gone without an answer that we could have closed
+            if len(ends) >= CLIENTS:
+                del ends[next(iter(ends))]  # most likely gone without an answer that we could have closed
             end = ends[client] = now_s + max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
         response = await handler(request)
         if time.monotonic() > end:

@@ -3,22 +3,27 @@
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import os
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 import uvloop
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline.errors import Misconfigured
 from pipeline.gateway import grpc, http
 from pipeline.gateway.exports import Exports
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.outlet import Outlet
-from pipeline.gateway.tenants import Tenants
+from pipeline.gateway.tenants import Tenants, load
 from pipeline.gateway.tls import Certificates
+from pipeline.kafka import connection
 from pipeline.kafka.producer import Publisher
 from pipeline.record import schema
 from pipeline.settings import GatewaySettings, Settings
@@ -33,33 +38,57 @@ LOOPBACK = "127.0.0.1"
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what was answered OK is safe, what was not is answered or cut off by then."""
+    logging.getLogger("aiohttp.server").addFilter(_shows_no_header)
     uvloop.run(_serve(settings))
 
 
+def _shows_no_header(record: logging.LogRecord) -> bool:
+    """aiohttp logs a request that does not parse with the line where it failed, which may hold a key."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
 def check(settings: Settings) -> str:
-    """What would be served, without serving it; raise Misconfigured with every problem of settings and files."""
+    """What would be served, without serving it; raise Misconfigured with every problem of the files it names."""
     gateway = settings.gateway
     problems: list[str] = []
-    tenants = certificates = None
-    try:
-        tenants = Tenants(gateway.tenants_file, default=settings.tenant, workers=gateway.workers)
-    except Misconfigured as error:
-        problems += error.problems
-    try:
-        certificates = Certificates(gateway)
-    except Misconfigured as error:
-        problems += error.problems
-    try:
-        settings.spool.directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(settings.spool.directory, os.W_OK | os.X_OK):
-            raise PermissionError(13, "no right to write there")
-    except OSError as error:
-        problems.append(f"spool.directory {settings.spool.directory}: {error.strerror}.")
-    if problems or tenants is None or certificates is None:
+    parts: tuple[Callable[[], object], ...] = (
+        lambda: Tenants(gateway.tenants_file, default=settings.tenant, workers=gateway.workers),
+        lambda: _certificates_are_asked_for(gateway),
+        lambda: Certificates(gateway),
+        lambda: _writable(settings.spool.directory),
+        lambda: connection.check(settings.kafka),
+    )
+    for part in parts:
+        try:
+            part()
+        except Misconfigured as error:
+            problems += error.problems
+    if problems:
         raise Misconfigured(problems)
     who = f"tenants of {gateway.tenants_file}" if gateway.tenants_file else f"everybody as tenant {settings.tenant}"
     how = "TLS" if gateway.tls_certificate_file else "no TLS"
     return f"serves {who} on {_host(gateway)}, HTTP {gateway.http_port}, gRPC {gateway.grpc_port}, {how}"
+
+
+def _certificates_are_asked_for(gateway: GatewaySettings) -> None:
+    if gateway.tenants_file is None or gateway.tls_client_ca_file is not None:
+        return
+    try:
+        named = [name for name, tenant in load(gateway.tenants_file).items() if tenant.certificates]
+    except Misconfigured:
+        return  # told already
+    if named:
+        raise Misconfigured(
+            f"{gateway.tenants_file}: tenants {', '.join(named)} have certificates, and nobody asks clients for one: "
+            "set gateway.tls_client_ca_file."
+        )
+
+
+def _writable(directory: pathlib.Path) -> None:
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise Misconfigured(f"spool.directory {directory}: {existing} is no directory that we may write to.")
 
 
 async def _serve(settings: Settings) -> None:
@@ -88,34 +117,17 @@ async def _serve(settings: Settings) -> None:
         reason = outlet.degraded()
         return {"kafka": reason} if reason else {}
 
-    app = http.application(exports, gateway)
-    app.router.add_routes(health.routes(unready, degraded))
-    # Compressed bodies are opened by us, within a limit; aiohttp's own way has none.
-    runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=STOP_WITHIN_S / 2)
-    await runner.setup()
-    grpc_server = grpc.Server(exports, gateway)
-    host = _host(gateway)
-    try:
-        site = web.TCPSite(
-            runner, host, gateway.http_port,
-            ssl_context=certificates.context("http/1.1"), reuse_port=gateway.workers > 1,
-        )  # fmt: skip
-        await site.start()
-        await grpc_server.start(host, gateway.grpc_port, certificates.context("h2"))
-    except OSError as error:
-        raise Misconfigured(
-            f"Ports {gateway.http_port} (HTTP) and {gateway.grpc_port} (gRPC) on {host}: {error}. "
-            "Stop what listens there, or set gateway.http_port and gateway.grpc_port."
-        ) from None
+    servers = await _listen(gateway, exports, certificates, health.routes(unready, degraded))
     draining = asyncio.create_task(outlet.drain(stop))
     watching = asyncio.create_task(_watch(gateway, reload, (tenants, certificates)))
-    log.info("gateway serves", http=f"{host}:{gateway.http_port}", grpc=f"{host}:{gateway.grpc_port}")
 
     await _stopped_or_failed(stop, publisher, draining)
     stop.set()
 
     watching.cancel()
-    await asyncio.gather(grpc_server.stop(STOP_WITHIN_S / 2), runner.cleanup())
+    if not publisher.fatal:
+        await asyncio.sleep(gateway.unready_for_s)
+    await servers.stop()
     await draining
     left = await asyncio.to_thread(publisher.close, STOP_WITHIN_S / 2)
     await asyncio.to_thread(spool.close)
@@ -123,6 +135,49 @@ async def _serve(settings: Settings) -> None:
     if publisher.fatal:
         sys.stdout.flush()
         os._exit(70)  # librdkafka's threads may hang after a fatal error; the supervisor starts a new process
+
+
+class _Servers(NamedTuple):
+    """What listens."""
+
+    http: web.AppRunner
+    grpc: grpc.Server
+    health: web.AppRunner
+
+    async def stop(self) -> None:
+        """Take no more, and answer what is here."""
+        await asyncio.gather(self.grpc.stop(STOP_WITHIN_S / 2), self.http.cleanup())
+        await self.health.cleanup()
+
+
+async def _listen(
+    gateway: GatewaySettings, exports: Exports, certificates: Certificates, probes: list[web.RouteDef]
+) -> _Servers:
+    app = http.application(exports, gateway)
+    health_app = web.Application() if gateway.health_port else app
+    health_app.router.add_routes(probes)
+    servers = _Servers(
+        # Compressed bodies are opened by us, within a limit; aiohttp's own way has none.
+        web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=STOP_WITHIN_S / 2),
+        grpc.Server(exports, gateway),
+        web.AppRunner(health_app, access_log=None),
+    )
+    host, shared = _host(gateway), gateway.workers > 1
+    try:
+        await servers.http.setup()
+        tls = certificates.context("http/1.1")
+        await web.TCPSite(servers.http, host, gateway.http_port, ssl_context=tls, reuse_port=shared).start()
+        if gateway.health_port:
+            await servers.health.setup()
+            await web.TCPSite(servers.health, host, gateway.health_port, reuse_port=shared).start()
+        await servers.grpc.start(host, gateway.grpc_port, certificates.context("h2"))
+    except OSError as error:
+        raise Misconfigured(
+            f"Ports {gateway.http_port} (HTTP) and {gateway.grpc_port} (gRPC) on {host}: {error}. "
+            "Stop what listens there, or set gateway.http_port, gateway.grpc_port or gateway.health_port."
+        ) from None
+    log.info("gateway serves", http=f"{host}:{gateway.http_port}", grpc=f"{host}:{gateway.grpc_port}")
+    return servers
 
 
 def _host(gateway: GatewaySettings) -> str:
@@ -166,14 +221,15 @@ async def _watch(gateway: GatewaySettings, reload: asyncio.Event, parts: tuple[T
         seen = found
         reload.clear()
         for part in parts:
+            name = type(part).__name__
             try:
                 part.reload()
             except Misconfigured as error:
                 metrics.RELOADS.labels("failed").inc()
-                log.error("a changed file does not read, what was known stays in force", problems=error.problems)
+                log.error(f"{name} do not read, what was known stays in force", problems=error.problems)
             else:
                 metrics.RELOADS.labels("done").inc()
-        log.info("tenants and certificates were read again")
+                log.info(f"{name} were read again")
 
 
 def _versions(files: list[pathlib.Path]) -> list[tuple[int, int, int] | None]:

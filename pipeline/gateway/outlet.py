@@ -6,6 +6,7 @@ Until the first of it has arrived, new messages are spooled too, without waiting
 
 import asyncio
 import contextlib
+import math
 import time
 
 import structlog
@@ -24,6 +25,7 @@ Safe = asyncio.Future[Unavailable | None]
 DRAIN_MESSAGES = 200  # published together, and then deleted together
 DRAIN_BYTES = 4 * 1024 * 1024
 TRIED_MESSAGES = 10  # while it is not known whether Kafka acknowledges again
+REFUSED_FOR_S = 10.0  # after a refusal we are not ready
 LOOK_S = 0.5  # for what to drain, and for the level in the metrics
 SHED_LOGS_FROM = 0.80  # of the spool
 SHED_SPANS_FROM = 0.85
@@ -40,6 +42,7 @@ class Outlet:
         self._remembered = spool.recall()
         self._spooling = False
         self._quarantined = 0
+        self._refusal, self._refused_at_s = "", -math.inf
 
     def partitions(self, topic: str) -> int:
         """How many the topic has, or had when Kafka last answered; before it ever did, all goes to the first."""
@@ -63,8 +66,8 @@ class Outlet:
         """Why nothing can be made safe now, or None."""
         if not self._away():
             return None
-        level = self._spool.level()
-        return f"{self._why()}, and the spool is full" if level.fraction >= 1 else None
+        since_s = time.monotonic() - self._refused_at_s
+        return f"{self._why()}, and the spool takes nothing: {self._refusal}" if since_s < REFUSED_FOR_S else None
 
     def degraded(self) -> str | None:
         """Why records go to the spool, or wait there, or None."""
@@ -97,7 +100,9 @@ class Outlet:
             failure = kept.exception()
             if failure is None:
                 metrics.SPOOLED.labels(*labels).inc(message.records)
-            elif not isinstance(failure, Unavailable):
+            else:
+                self._refusal, self._refused_at_s = str(failure), time.monotonic()
+            if failure is not None and not isinstance(failure, Unavailable):
                 log.error("the spool failed", exc_info=failure)
                 failure = Unavailable("The spool failed.")
             safe.set_result(failure)

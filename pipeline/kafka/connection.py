@@ -3,6 +3,7 @@
 import ssl
 from typing import Any
 
+from pipeline.errors import Misconfigured
 from pipeline.settings import KafkaSettings
 
 
@@ -30,3 +31,17 @@ def tls(settings: KafkaSettings) -> ssl.SSLContext | None:
     if settings.ssl_certificate_file:
         context.load_cert_chain(settings.ssl_certificate_file, settings.ssl_key_file)
     return context
+
+
+def check(settings: KafkaSettings) -> None:
+    """Raise Misconfigured with every file of the settings that is not there, or does not fit."""
+    names = ("ssl_ca_file", "ssl_certificate_file", "ssl_key_file")
+    files = {name: getattr(settings, name) for name in names}
+    problems = [f"kafka.{name} {file} is not a file." for name, file in files.items() if file and not file.is_file()]
+    if not problems:
+        try:
+            tls(settings)
+        except (OSError, ssl.SSLError) as error:
+            problems = [f"kafka.ssl_…_file: {error.strerror or error}."]
+    if problems:
+        raise Misconfigured(problems)

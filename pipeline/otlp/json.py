@@ -30,6 +30,7 @@ MAX_VALUES = 1_000_000
 MAX_DEPTH = 100  # protobuf's own limit of nested messages
 HEX_FIELDS = {"trace_id", "span_id", "parent_span_id"}
 INTEGER = re.compile(r"-?[0-9]{1,20}")
+NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]{1,9})?")
 WIDTHS = {
     FieldDescriptor.TYPE_INT32: (-(1 << 31), (1 << 31) - 1),
     FieldDescriptor.TYPE_SINT32: (-(1 << 31), (1 << 31) - 1),
@@ -54,7 +55,7 @@ def to_protobuf(signal: Signal, body: bytes, *, max_values: int = MAX_VALUES) ->
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > max_values:
         raise TooLarge(f"The body holds more than {max_values} values (gateway.max_json_values): send smaller batches.")
     try:
-        document = json.loads(body.decode())  # json.loads of bytes would guess at encodings
+        document = json.loads(body.decode(), parse_constant=_no_constant)  # of bytes it would guess at encodings
         request = REQUEST[signal]()
         _fill(request, document, "", 0)
     except UnicodeDecodeError as error:
@@ -128,14 +129,17 @@ def _integer(item: object, path: str, width: tuple[int, int]) -> int:
     return number
 
 
+def _no_constant(name: str) -> float:
+    raise Rejected(f"The body is not JSON: {name} is no number there, only as a text.")
+
+
 def _double(item: object, path: str) -> float:
     if isinstance(item, str):
         if item in NOT_FINITE:
             return NOT_FINITE[item]
-        try:
-            return float(item)
-        except ValueError:
-            raise _expected(path, "a number", item) from None
+        if not NUMBER.fullmatch(item):
+            raise _expected(path, "a number", item)
+        return float(item)
     if isinstance(item, bool) or not isinstance(item, int | float):
         raise _expected(path, "a number", item)
     try:

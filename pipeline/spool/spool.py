@@ -22,7 +22,7 @@ from pipeline.spool.store import Store, numbers, take
 
 log = structlog.get_logger()
 
-WAITING_BYTES = 32 * 1024 * 1024  # of values put and not yet written
+WAITING_BYTES = 192 * 1024 * 1024  # of values put and not yet written: more than one request may become
 COMMIT_BYTES = 8 * 1024 * 1024  # of values in one transaction
 PARTITIONS = "partitions.json"
 LOOK_EVERY_S = 1.0  # at the free disk

@@ -295,7 +295,8 @@ def take(directory: Path, number: int, quarantine: Quarantine, *, clock: Callabl
 
 def numbers(directory: Path) -> list[int]:
     """Of the spool files in the directory, whoever holds them."""
-    return sorted(_number_of(path) for path in directory.glob("spool-*.lock") if path.stem[6:].isdecimal())
+    files = [path for suffix in ("lock", "sqlite") for path in directory.glob(f"spool-*.{suffix}")]
+    return sorted({_number_of(path) for path in files if path.stem[6:].isdecimal()})
 
 
 def _number_of(path: Path) -> int:

@@ -8,7 +8,7 @@ from pipeline.settings import ROOT
 from tests.drills.context import Context, Failed
 
 TEST = "tests/spool/test_crashes.py"
-EXAMPLES = 20_000
+EXAMPLES = 5_000
 
 
 def drill(context: Context) -> str:

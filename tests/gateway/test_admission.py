@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import Unavailable
 from pipeline.gateway import admission
-from pipeline.gateway.admission import Admission
+from pipeline.gateway.admission import Admission, Held
 
 
 def run(scenario: Callable[[Admission], Awaitable[None]], queued_bytes: Callable[[], int] = lambda: 0) -> None:
@@ -21,10 +21,15 @@ def test_one_request_too_many_is_told_to_come_again() -> None:
     """And when another has left there is room."""
 
     async def scenario(room: Admission) -> None:
-        with room.enter(), room.enter():
-            with room.enter(), pytest.raises(Unavailable, match=r"gateway\.max_requests"):
-                room.enter()
-            with room.enter():
+        def one() -> Held:
+            held = room.held()
+            held.enter()
+            return held
+
+        with one(), one():
+            with one(), room.held() as waiting, pytest.raises(Unavailable, match=r"gateway\.max_requests"):
+                waiting.enter()
+            with one():
                 pass
 
     run(scenario)
@@ -37,7 +42,7 @@ def test_bytes_wait_for_room_in_order() -> None:
         order: list[str] = []
 
         async def one(name: str, size: int, leave: asyncio.Event) -> None:
-            with room.enter() as held:
+            with room.held() as held:
                 await held.reserve(size)
                 order.append(name)
                 await leave.wait()
@@ -61,7 +66,7 @@ def test_a_request_larger_than_the_limit_passes_alone() -> None:
     """Or nobody could ever send it."""
 
     async def scenario(room: Admission) -> None:
-        with room.enter() as held:
+        with room.held() as held:
             await held.reserve(1000)
             assert not room.fits(1)
 
@@ -74,10 +79,10 @@ def test_messages_that_nobody_acknowledged_take_room(monkeypatch: pytest.MonkeyP
     queued = [100]
 
     async def scenario(room: Admission) -> None:
-        with room.enter() as held, pytest.raises(Unavailable, match=r"gateway\.max_in_flight_bytes"):
+        with room.held() as held, pytest.raises(Unavailable, match=r"gateway\.max_in_flight_bytes"):
             await held.reserve(1)
         queued[0] = 0
-        with room.enter() as held:
+        with room.held() as held:
             await held.reserve(100)
 
     run(scenario, lambda: queued[0])
@@ -88,7 +93,7 @@ def test_who_gives_up_waiting_leaves_room() -> None:
 
     async def scenario(room: Admission) -> None:
         async def one(size: int) -> None:
-            with room.enter() as held:
+            with room.held() as held:
                 await held.reserve(size)
                 await asyncio.sleep(10)
 
@@ -110,7 +115,7 @@ def test_what_grew_is_counted_without_waiting() -> None:
     """A body that decompressed to more keeps others out until it is encoded."""
 
     async def scenario(room: Admission) -> None:
-        with room.enter() as held:
+        with room.held() as held:
             await held.reserve(10)
             held.resize(500)
             assert not room.fits(1)

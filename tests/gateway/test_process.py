@@ -41,13 +41,13 @@ class Process:
         return subprocess.run(command, env=self._env, capture_output=True, text=True, timeout=30, check=False)
 
     @contextlib.contextmanager
-    def serving(self) -> "Iterator[subprocess.Popen[bytes]]":
+    def serving(self, health_port: int | None = None) -> "Iterator[subprocess.Popen[bytes]]":
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline", "gateway"], env=self._env, stdout=log, stderr=log
             )
         try:
-            self.until(lambda: httpx.get(f"http://127.0.0.1:{self.http_port}/readyz").status_code == 200)
+            self.until(lambda: httpx.get(f"http://127.0.0.1:{health_port or self.http_port}/readyz").status_code == 200)
             yield process
         finally:
             process.terminate()
@@ -130,6 +130,43 @@ def addresses() -> list[str]:
         return [probe.getsockname()[0], "127.0.0.1"]
 
 
+def test_check_sees_certificates_that_nobody_asks_for_and_kafkas_files(tmp_path: pathlib.Path) -> None:
+    """Both would else be found at night."""
+    (tmp_path / "tenants.toml").write_text('[tenants.shop]\ncertificates = ["shop.example"]\n')
+    done = Process(
+        tmp_path,
+        gateway__tenants_file=tmp_path / "tenants.toml",
+        kafka__security_protocol="SSL",
+        kafka__ssl_ca_file=tmp_path / "none.pem",
+    ).check()
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 2
+    assert "set gateway.tls_client_ca_file" in done.stderr
+    assert "kafka.ssl_ca_file" in done.stderr
+    assert not (tmp_path / "spool").exists()
+
+
+def test_probes_may_have_a_port_of_their_own(tmp_path: pathlib.Path) -> None:
+    """Without TLS and keys; then the OTLP port has none of them."""
+    (health_port,) = free_ports(1)
+    process = Process(tmp_path, gateway__health_port=health_port)
+    with process.serving(health_port):
+        assert httpx.get(f"http://127.0.0.1:{process.http_port}/metrics").status_code == 404
+        assert "pipeline_spool_level_ratio" in httpx.get(f"http://127.0.0.1:{health_port}/metrics").text
+
+
+def test_a_line_that_does_not_parse_shows_no_key_in_the_log(tmp_path: pathlib.Path) -> None:
+    """Whatever is wrong with a request's headers."""
+    process = Process(tmp_path)
+    with process.serving():
+        for line in (b"Authorization: Bearer SECRET\x01", b"Authorization Bearer SECRET", b"X: SECRET" + b"y" * 10_000):
+            with socket.create_connection(("127.0.0.1", process.http_port)) as connection:
+                connection.settimeout(5)
+                connection.sendall(b"POST /v1/logs HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n")
+                assert b" 400 " in connection.recv(4096)
+    assert "SECRET" not in process.log.read_text()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_keys_change_while_it_runs(tmp_path: pathlib.Path, workers: int) -> None:
     """A replaced file is read within seconds, at SIGHUP at once; one that does not read changes nothing; no key is logged."""
@@ -149,7 +186,7 @@ def test_keys_change_while_it_runs(tmp_path: pathlib.Path, workers: int) -> None
         process.until(settled("first-key", 401))
         file.write_text("[tenants.shop")
         running.send_signal(signal.SIGHUP)
-        process.until(lambda: "does not read" in process.log.read_text())
+        process.until(lambda: "do not read" in process.log.read_text())
         assert process.post("second-key") == 200
         file.write_text(shop("second-key", "third-key"))
         running.send_signal(signal.SIGHUP)

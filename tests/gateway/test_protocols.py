@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import pathlib
+import select
 import socket
 import ssl
 import time
@@ -15,7 +16,9 @@ import grpc
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 import httpx
+import psutil
 import pytest
 import trustme
 from backports import zstd
@@ -452,6 +455,85 @@ def test_static_tags_are_on_every_record(tmp_path: pathlib.Path) -> None:
         [record] = gateway.publisher.published[0].records
     assert record["resource_attributes"]["deployment.environment"] == "production"
     assert record["service"] == record["resource_attributes"]["service.name"] == "named"
+
+
+def test_members_without_end_are_rejected(gateway: Gateway) -> None:
+    """Empty zstd frames and gzip members cost time each, so a thousand are enough."""
+    for coding, member in (("zstd", zstd.compress(b"")), ("gzip", gzip.compress(b""))):
+        answer = gateway.post(member * 4000, {**PROTOBUF, "content-encoding": coding})
+        assert answer.status_code == 400
+        assert "has more than 1000" in status_pb2.Status.FromString(answer.content).message
+
+
+def test_an_answer_waits_for_the_clients_window(gateway: Gateway) -> None:
+    """A client that opens its window late still hears its answer, whole."""
+    client = RawGrpc(gateway.grpc_port)
+    client.http2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    good = logs("a").SerializeToString()
+    client.begin()
+    client.http2.send_data(1, PREFIX.pack(0, len(good)) + good, end_stream=True)
+    client.flush()
+    time.sleep(0.2)
+    client.http2.increment_flow_control_window(100, 1)
+    answer = client.answer()
+    assert (answer[":status"], answer["grpc-status"]) == ("200", "0")
+
+
+@pytest.mark.parametrize("content_type", ["application/grpc-web+proto", "application/grpc+json", "application/grpcfoo"])
+def test_other_kinds_of_grpc_are_415(gateway: Gateway, content_type: str) -> None:
+    """What we do not speak is not answered as if we did."""
+    assert RawGrpc(gateway.grpc_port).call(PREFIX.pack(0, 0), {"content-type": content_type})[":status"] == "415"
+
+
+def test_resets_and_headers_without_end_close_the_connection(gateway: Gateway) -> None:
+    """A client that only resets, or sends more headers than we said, is cut off; others are served."""
+    for abuse in (reset_for_ever, too_many_headers):
+        client = RawGrpc(gateway.grpc_port)
+        with contextlib.suppress(ConnectionError):
+            abuse(client)
+            while client._socket.recv(65536):
+                pass
+    assert gateway.post(logs("a").SerializeToString(), PROTOBUF).status_code == 200
+
+
+def reset_for_ever(client: RawGrpc) -> None:
+    for stream in range(1, 3001, 2):
+        client.begin()
+        client.http2.reset_stream(stream)
+        client.flush()
+
+
+def too_many_headers(client: RawGrpc) -> None:
+    client.begin({f"x-{n}": "v" * 1000 for n in range(40)})
+
+
+def test_bombs_at_once_cost_what_one_costs(tmp_path: pathlib.Path) -> None:
+    """Twelve bodies that become 30 MB each, held back until all are there: never more than a few in memory."""
+    settings = GatewaySettings()
+    bomb = gzip.compress(b"\x12\x00" * 15_000_000 + b"\xff")  # malformed at its end
+    with serving(tmp_path, settings) as gateway, contextlib.ExitStack() as open_connections:
+        head = (
+            "POST /v1/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
+            f"Content-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
+        )
+        clients = []
+        for _ in range(12):
+            client = open_connections.enter_context(socket.create_connection(("127.0.0.1", gateway.http_port)))
+            client.settimeout(60)
+            client.sendall(head.encode() + bomb[:-1])
+            clients.append(client)
+        time.sleep(0.5)
+        before = psutil.Process().memory_info().rss
+        for client in clients:
+            client.sendall(bomb[-1:])
+        peak = 0
+        waiting = set(clients)
+        while waiting:
+            for client in select.select(list(waiting), [], [], 0.01)[0]:
+                assert client.recv(4096).split(b" ")[1] in (b"400", b"503")
+                waiting.discard(client)
+            peak = max(peak, psutil.Process().memory_info().rss)
+    assert peak - before < 150_000_000
 
 
 def test_who_announces_much_and_sends_little_keeps_nobody_out(tmp_path: pathlib.Path) -> None:
