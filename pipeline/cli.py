@@ -24,7 +24,9 @@ local_app = typer.Typer(
 tenants_app = typer.Typer(no_args_is_help=True, help="Who may send to the gateway.")
 topics_app = typer.Typer(no_args_is_help=True, help="Topics as code: topics/*.yaml against the cluster.")
 migrate_app = typer.Typer(no_args_is_help=True, help="Migrations of PostgreSQL and ClickHouse.")
+agents_app = typer.Typer(no_args_is_help=True, help="Where the writers stand in Kafka.")
 app.add_typer(local_app, name="local")
+app.add_typer(agents_app, name="agents")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(topics_app, name="topics")
 app.add_typer(migrate_app, name="migrate")
@@ -120,6 +122,36 @@ def topics_apply(yes: Yes = False) -> None:
     changes = topics.plan(topics.load(), cluster)
     if _agreed(changes, yes):
         topics.apply(changes, cluster)
+
+
+class Writer(StrEnum):
+    pg_writer = "pg_writer"
+    ch_writer = "ch_writer"
+
+
+@agents_app.command("gaps")
+def agents_gaps(as_json: AsJson = False) -> None:
+    """Print what Kafka removed before the writers read it; exit 1 where that is something."""
+    from pipeline.agents import gaps
+
+    loaded = settings.load()
+    _show_plan([gap for writer in Writer for gap in gaps.find(writer.value, loaded)], as_json)
+
+
+@agents_app.command("accept_gap")
+def agents_accept_gap(
+    writer: Writer,
+    topic: Annotated[str, typer.Option()],
+    partition: Annotated[int, typer.Option(min=0)],
+    yes: Yes = False,
+) -> None:
+    """Let a stopped writer go on at the first message that a partition has; print what is given up, and ask."""
+    from pipeline.agents import gaps
+
+    loaded = settings.load()
+    found = [gap for gap in gaps.find(writer.value, loaded) if (gap.topic, gap.partition) == (topic, partition)]
+    if _agreed(found, yes):
+        gaps.accept(found, loaded)
 
 
 Store = Annotated[Literal["postgres", "clickhouse"] | None, typer.Option(help="Only this store; default both.")]

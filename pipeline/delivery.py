@@ -1,6 +1,7 @@
 """From a batch of messages to a store: never lose, never skip, say why. Knows no Kafka and no SQL."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -13,17 +14,22 @@ from pipeline.telemetry import metrics
 log = structlog.get_logger()
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 15.0
-MAX_DEAD_LETTERS = 1000  # of one process, until somebody looked
+Pairs = tuple[tuple[str, bytes | None], ...]
 
 
 class Message(NamedTuple):
-    """One Kafka message as a writer sees it: where it stood, and its container file."""
+    """One Kafka message as a writer sees it: where it stood, and its container file.
+
+    `pairs` are its headers as they stand in Kafka, in order, with doubles and nulls; `headers` the same to look things
+    up in, where the last of a name counts and null is empty.
+    """
 
     topic: str
     partition: int
     offset: int
     headers: dict[str, bytes]
     value: bytes
+    pairs: Pairs = ()
 
 
 class Writer(Protocol):
@@ -52,18 +58,49 @@ class TooManyDeadLetters(PipelineError):
     """Going on would drain a topic into its dead-letter topic."""
 
 
+class Limit:
+    """How fast messages may be dead-lettered: `burst` at once, refilled at `per_min` a minute; a token bucket.
+
+    A trickle of poison passes for ever, a bad deploy stops after `burst`. Pure: times are seconds of any clock that
+    only goes forward. `spent` of the burst are gone at the start: what was dead-lettered just before a restart.
+    """
+
+    def __init__(self, per_min: float = 60.0, burst: int = 300, *, spent: int = 0) -> None:
+        self.per_min, self.burst = per_min, burst
+        self._left = float(max(0, burst - spent))
+        self._at_s: float | None = None
+
+    def take(self, now_s: float) -> bool:
+        """Whether one more may be dead-lettered at `now_s`; if so it is counted."""
+        passed_s = 0.0 if self._at_s is None else max(0.0, now_s - self._at_s)
+        self._left = min(float(self.burst), self._left + passed_s * self.per_min / 60)
+        self._at_s = now_s
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 Sleep = Callable[[float], Awaitable[None]]
+Clock = Callable[[], float]
 
 
 class Delivery:
-    """`deliver` for one writer; counts what it dead-letters."""
+    """`deliver` for one writer. Several may share one limit."""
 
     def __init__(
-        self, writer: Writer, dead_letters: DeadLetters, *, limit: int = MAX_DEAD_LETTERS, sleep: Sleep = asyncio.sleep
+        self,
+        writer: Writer,
+        dead_letters: DeadLetters,
+        *,
+        limit: Limit | None = None,
+        clock: Clock = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._writer = writer
         self._dead_letters = dead_letters
-        self._left = limit
+        self._limit = limit or Limit()
+        self._clock = clock
         self._sleep = sleep
 
     async def deliver(self, batch: Sequence[Message]) -> None:
@@ -71,7 +108,7 @@ class Delivery:
 
         A store that is away is tried again in place, for ever. Poison is found by halving. Raises Unavailable when the
         dead-letter topic is away and TooManyDeadLetters over the limit: then nothing of the batch may be acknowledged,
-        and the process should stop.
+        and the process should stop. What was dead-lettered of it before is dead-lettered again by the next process.
         """
         parts = [batch]
         while parts:
@@ -110,13 +147,14 @@ class Delivery:
         return records
 
     async def _bury(self, message: Message, reason: Rejected) -> None:
-        if not self._left:
+        if not self._limit.take(self._clock()):
             raise TooManyDeadLetters(
-                f"{self._writer.name} met more poison than it may dead-letter; last from {message.topic} "
-                f"[{message.partition}] @ {message.offset}: {reason}. Look at {message.topic}_dlq, then start it again."
+                f"{self._writer.name} meets more poison than it may dead-letter: over {self._limit.burst} messages at "
+                f"once and {self._limit.per_min:g} a minute; last from {message.topic} [{message.partition}] @ "
+                f"{message.offset}: {reason} Look at `pipeline dlq list`. If the messages are to blame and not a "
+                f"new deployment, raise {self._writer.name}.dead_letters_per_min, and start it again."
             )
         await self._dead_letters.put(message, reason)
-        self._left -= 1
         metrics.DEAD_LETTERED.labels(self._writer.name, message.topic).inc()
         log.error(
             "message dead-lettered", writer=self._writer.name, topic=message.topic, partition=message.partition,

@@ -1,33 +1,73 @@
-"""Many messages as one container file."""
+"""Many messages as one container file, one for each version of their schema."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pipeline.delivery import Message
-from pipeline.errors import Rejected
+from pipeline.errors import Misconfigured, Rejected
 from pipeline.record import container, schema
 
+Known = Mapping[str, schema.Schema]  # by name, as the header `schema` says it
 
-def join(batch: Sequence[Message], expected: schema.Schema) -> tuple[bytes, int]:
-    """All records of the batch as one container file, and how many there are.
+
+class Joined(NamedTuple):
+    """Messages of one schema, in the order they came: as one container file, and how many records it holds."""
+
+    messages: list[Message]
+    value: bytes
+    records: int
+
+
+def known(signal: schema.Signal) -> Known:
+    """What a writer of `signal` can take: the version that the gateway writes, and every locked one before it."""
+    name, current = _parts(schema.CURRENT[signal])
+    path = schema.DIRECTORY / "lock.json"
+    try:
+        locked = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise Misconfigured("schemas/lock.json is missing: restore it, it says which schemas there are.") from None
+    versions = sorted(version for other, version in map(_parts, locked) if other == name and version <= current)
+    return {one.name: one for one in (schema.load(f"{name}/{version}") for version in versions)}
+
+
+def join(batch: Sequence[Message], accepted: Known) -> list[Joined]:
+    """All records of the batch, a container file for each schema in it, in the order of their first messages.
 
     Raise Rejected where a message is of another schema, damaged, or holds another number of records than its header
     `records` promises; only framing is read.
     """
-    total = 0
+    groups: dict[str, list[tuple[Message, int]]] = {}
     for message in batch:
-        try:
-            total += _checked(message, expected)
-        except Rejected as reason:
-            raise Rejected(f"{message.topic} [{message.partition}] @ {message.offset}: {reason}") from None
-    return container.join(expected.head, [message.value for message in batch]), total
+        one, records = _checked(message, accepted)
+        groups.setdefault(one.name, []).append((message, records))
+    return [
+        Joined(
+            [message for message, _ in group],
+            container.join(accepted[name].head, [message.value for message, _ in group]),
+            sum(records for _, records in group),
+        )
+        for name, group in groups.items()
+    ]
 
 
-def _checked(message: Message, expected: schema.Schema) -> int:
+def _checked(message: Message, accepted: Known) -> tuple[schema.Schema, int]:
     said = message.headers.get("schema", b"").decode(errors="replace")
-    if said != expected.name:
-        raise Rejected(f"the header `schema` says {said[:60]!r}; this writer knows {expected.name}.")
-    records = container.count(expected.head, message.value)
+    if said not in accepted:
+        newest = list(accepted)[-1]
+        why = f"The header `schema` says {said[:60]!r}; this writer knows {', '.join(accepted)}."
+        (name, version), (own, current) = _parts(said), _parts(newest)
+        if name == own and version > current:
+            why += f" Schema {said} is newer than this writer knows; replay after the upgrade."
+        raise Rejected(why)
+    records = container.count(accepted[said].head, message.value)
     promised = message.headers.get("records", b"")
     if promised != b"%d" % records:
-        raise Rejected(f"the header `records` promises {promised[:20]!r}, the value holds {records}.")
-    return records
+        raise Rejected(f"The header `records` promises {promised[:20]!r}, the value holds {records}.")
+    return accepted[said], records
+
+
+def _parts(name: str) -> tuple[str, int]:
+    """Record and version of `log_record/1`; version 0 where it names none."""
+    record, _, version = name.partition("/")
+    return record, int(version) if version.isascii() and version.isdigit() and len(version) < 6 else 0

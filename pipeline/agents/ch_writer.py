@@ -4,9 +4,8 @@ import hashlib
 from collections.abc import Sequence
 
 from pipeline import clickhouse
-from pipeline.agents.batch import join
+from pipeline.agents.batch import join, known
 from pipeline.delivery import Message
-from pipeline.record import schema
 from pipeline.record.schema import Signal
 from pipeline.settings import ClickHouseSettings
 
@@ -19,13 +18,14 @@ class ClickHouseWriter:
     def __init__(self, settings: ClickHouseSettings, signal: Signal) -> None:
         self.name = "ch_writer"
         self._inserts = clickhouse.Inserts(settings, TABLES[signal])
-        self._schema = schema.of(signal)
+        self._known = known(signal)
 
     def write(self, batch: Sequence[Message]) -> int:
-        """Insert the whole batch, once: the token makes a repeated insert of the same messages change nothing."""
-        joined, records = join(batch, self._schema)
-        self._inserts.insert(joined, records=records, token=token(batch))
-        return records
+        """Insert the whole batch, a schema at a time, each once: the token makes a repeated insert change nothing."""
+        joined = join(batch, self._known)
+        for part in joined:
+            self._inserts.insert(part.value, records=part.records, token=token(part.messages))
+        return sum(part.records for part in joined)
 
 
 def token(batch: Sequence[Message]) -> str:

@@ -1,4 +1,4 @@
-"""Kafka → PostgreSQL: metric points, one transaction a batch."""
+"""Kafka → PostgreSQL: metric points, one transaction a batch and schema."""
 
 import io
 from collections.abc import Sequence
@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import fastavro
 import structlog
 
-from pipeline.agents.batch import join
+from pipeline.agents.batch import join, known
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
-from pipeline.record import schema
 from pipeline.settings import PostgresSettings
 from pipeline.timescale.rows import Stuck
 from pipeline.timescale.writer import MetricStore
@@ -24,21 +23,22 @@ class PostgresWriter:
     def __init__(self, settings: PostgresSettings) -> None:
         self.name = "pg_writer"
         self._store = MetricStore(settings)
-        self._schema = schema.of("metrics")
+        self._known = known("metrics")
         self._suspects: set[Place] = set()
 
     def write(self, batch: Sequence[Message]) -> int:
         """Commit the whole batch; return how many points it holds."""
-        joined, records = join(batch, self._schema)
+        joined = join(batch, self._known)
         self._check_suspects(batch)
         try:
-            self._store.store(joined)
+            for part in joined:
+                self._store.store(part.value)
         except Stuck:
             log.error("a decoder is stuck on damaged records; it keeps a core busy until this process is restarted")
             self._suspects.update(map(_place, batch))
             self._check_suspects(batch)
             raise
-        return records
+        return sum(part.records for part in joined)
 
     def _check_suspects(self, batch: Sequence[Message]) -> None:
         """Decode with the slow decoder that always ends what was in a batch with damage, once."""

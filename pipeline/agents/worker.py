@@ -21,26 +21,30 @@ import mode.loop
 import structlog
 import tenacity
 from aiohttp import web
+from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from mode.utils.queues import ThrowableQueue
 
+from pipeline.agents import gaps
 from pipeline.agents.ch_writer import ClickHouseWriter
-from pipeline.delivery import Delivery, Message, Writer
+from pipeline.delivery import Delivery, Limit, Message, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
+from pipeline.kafka import dead_letters
 from pipeline.kafka.admin import Cluster
 from pipeline.kafka.connection import tls
 from pipeline.kafka.producer import ANY_PARTITION, Publisher
+from pipeline.kafka.reader import Reader
 from pipeline.record import schema
 from pipeline.settings import KafkaSettings, Settings, WriterSettings
 from pipeline.telemetry import health, metrics
 
 log = structlog.get_logger()
 FAILED = 70  # EX_SOFTWARE: the supervisor may start the process again
+FOR_A_HUMAN = 2  # starting again would not help
 IN_FLIGHT = 2  # batches at the store: one insert stream keeps one core of ClickHouse busy
 # What holds a process's memory, with batch_messages and batch_bytes: a batch is held as messages and joined.
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
 FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
 DEAD_LETTER_WITHIN_S = 30.0
-MAX_REASON_BYTES = 4096
 NAP_S = 0.02
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -51,10 +55,11 @@ def run_writer(process: str, settings: Settings, number: int) -> None:
     own: WriterSettings = getattr(settings, process)
     writers = _writers(process, settings)
     _await_topics(settings, list(writers))
+    limit = _limit(own, settings, list(writers))
     mode.loop.use("uvloop")  # saves a quarter of the CPU
     with tempfile.TemporaryDirectory(prefix=f"pipeline-{process}-") as unused:
         app = _application(settings, (process, len(writers)), unused)
-        _Agents(app, own, settings).subscribe(writers, own.health_port + number)
+        _Agents(app, own, settings).subscribe(writers, own.health_port + number, limit)
         worker = faust.Worker(
             app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True, stdout=sys.stderr
         )
@@ -92,6 +97,19 @@ def _await_topics(settings: Settings, topics: list[str]) -> None:
                 raise Misconfigured(
                     f"Topics missing in Kafka: {', '.join(sorted(missing))}; run `pipeline topics apply`."
                 )
+
+
+def _limit(own: WriterSettings, settings: Settings, topics: list[str]) -> Limit:
+    """The limit of this process, less what was dead-lettered while the burst could last have come back.
+
+    So a supervisor that starts a stopped writer again and again gives it no new burst each time.
+    """
+    reader = Reader(settings.kafka)
+    refilled_ms = int(own.dead_letters_burst / own.dead_letters_per_min * 60_000)
+    names = [name for name in (f"{topic}{dead_letters.SUFFIX}" for topic in topics) if name in reader.topics()]
+    recent = reader.between(reader.retained(names), time.time_ns() // 10**6 - refilled_ms, None)
+    spent = sum(each.end - each.start for each in recent)
+    return Limit(own.dead_letters_per_min, own.dead_letters_burst, spent=spent)
 
 
 class _App(faust.App):
@@ -149,7 +167,7 @@ def _application(settings: Settings, name_and_topics: tuple[str, int], directory
         broker_session_timeout=15,
         broker_request_timeout=90,
         consumer_max_fetch_size=FETCH_BYTES,
-        consumer_auto_offset_reset="earliest",
+        consumer_auto_offset_reset="none",  # what is out of range is a gap: see _Agents._read
     )
 
 
@@ -171,20 +189,22 @@ class _Agents:
     def __init__(self, app: faust.App, own: WriterSettings, settings: Settings) -> None:
         self._app = app
         self._own = own
-        self._kafka = settings.kafka
+        self._settings = settings
         self._publisher: Publisher | None = None
         self._assigned = False
+        self._gap: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(IN_FLIGHT)
 
-    def subscribe(self, writers: dict[str, Writer], health_port: int) -> None:
+    def subscribe(self, writers: dict[str, Writer], health_port: int, limit: Limit) -> None:
         app = self._app
         for topic, writer in writers.items():
-            self._agent(topic, writer)
+            self._agent(topic, Delivery(writer, self, limit=limit))
 
         @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
             if not self._assigned:
                 _shorten_nap(app.consumer)
+                self._watch_offsets(app.consumer)
             self._assigned = True
 
         @app.task  # type: ignore[untyped-decorator]
@@ -200,11 +220,49 @@ class _Agents:
             log.info("writer serves", topics=sorted(writers), health=f"127.0.0.1:{health_port}")
 
     def _unready(self) -> dict[str, str]:
+        if self._gap:
+            return {"kafka": "messages were removed before they were read; the log says which"}
         return {} if self._assigned else {"kafka": "no partitions assigned yet"}
 
-    def _agent(self, topic: str, writer: Writer) -> None:
+    def _watch_offsets(self, consumer: Any) -> None:
+        """Put ourselves between Faust, which would skip or crash, and what aiokafka says of offsets."""
+        getmany = consumer._getmany
+
+        async def watched(active_partitions: Any, timeout: float) -> Any:
+            if self._gap:  # read nothing more: what was read before is still being stored
+                await asyncio.sleep(timeout)
+                return {}
+            try:
+                return await getmany(active_partitions, timeout)
+            except NoOffsetForPartitionError as error:
+                await _begin(consumer, error.args[0])
+            except OffsetOutOfRangeError as error:
+                positions = {(place.topic, place.partition): offset for place, offset in error.args[0].items()}
+                self._gap = asyncio.create_task(self._stop_at_gap(consumer, positions))
+            return {}
+
+        consumer._getmany = watched
+
+    async def _stop_at_gap(self, consumer: Any, positions: dict[tuple[str, int], int]) -> None:
+        """Store and commit what was read, which Kafka may not have any more, then stop and say what is missing."""
+        process = self._app.conf.id
+        try:
+            found = await asyncio.to_thread(gaps.at, process, positions, self._settings)
+        except PipelineError as error:
+            _stop_process(f"Offsets are out of range at {positions}, and Kafka does not say more: {error}", FAILED)
+            return
+        if not found:  # Kafka itself was behind: as after a broker's crash
+            _stop_process(f"Offsets were out of range at {positions}, and are not any more.", FAILED)
+        sentences = " ".join(map(str, found))
+        log.error("messages were removed before they were read; storing what was read, then stopping", gap=sentences)
+        while consumer.unacked:
+            await asyncio.sleep(NAP_S)
+        await consumer.commit()
+        commands = "; ".join(gap.command for gap in found)
+        _stop_process(f"{sentences} To go on without them stop every {process} and run: {commands}", FOR_A_HUMAN)
+
+    def _agent(self, topic: str, delivery: Delivery) -> None:
         source = self._app.topic(topic, value_type=bytes, key_type=bytes)
-        delivery = Delivery(writer, self)
         own = self._own
 
         @self._app.agent(source, name=f"{self._app.conf.id}.{topic}")
@@ -225,18 +283,10 @@ class _Agents:
 
     async def put(self, message: Message, reason: Rejected) -> None:
         """Publish to `<topic>_dlq`: the raw bytes, why, and where from."""
-        topic = f"{message.topic}_dlq"
+        topic = f"{message.topic}{dead_letters.SUFFIX}"
         if self._publisher is None:
-            self._publisher = Publisher(self._kafka, [topic], within_s=DEAD_LETTER_WITHIN_S)
-        headers = [
-            *message.headers.items(),
-            ("reason", str(reason).encode()[:MAX_REASON_BYTES]),
-            ("topic", message.topic.encode()),
-            ("partition", b"%d" % message.partition),
-            ("offset", b"%d" % message.offset),
-            ("writer", self._app.conf.id.encode()),
-            ("time", b"%d" % time.time_ns()),
-        ]
+            self._publisher = Publisher(self._settings.kafka, [topic], within_s=DEAD_LETTER_WITHIN_S)
+        headers = dead_letters.headers(message, reason, writer=self._app.conf.id, time_ns=time.time_ns())
         failure = await self._publisher.publish(topic, ANY_PARTITION, message.value, headers)
         if failure is not None:
             raise failure
@@ -276,6 +326,13 @@ async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyn
         _stop_process("Nothing of the batch was acknowledged; it is redelivered.", FAILED)
 
 
+async def _begin(consumer: Any, place: Any) -> None:
+    """A group that is new to a partition starts at its first message, and says so: what is then lost is a gap."""
+    with contextlib.suppress(IllegalStateError):  # another member has it by now
+        await consumer._thread.seek_to_beginning(place)
+        await consumer._commit({place: await consumer.position(place)})
+
+
 def _shorten_nap(consumer: Any) -> None:
     """Where every partition is paused Faust's consumer sleeps a whole second, in which our buffers run dry."""
     sleep = consumer.sleep
@@ -295,5 +352,7 @@ def _stop_process(reason: str, code: int) -> None:
 def _message(event: Any) -> Message:
     """Kafka allows a value, and the value of a header, to be null: here they are empty."""
     message = event.message
-    headers = {key: value or b"" for key, value in dict(message.headers or ()).items()}
-    return Message(message.topic, message.partition, message.offset, headers, message.value or b"")
+    found = message.headers or ()
+    pairs = tuple(found.items() if isinstance(found, dict) else found)
+    headers = {key: value or b"" for key, value in pairs}
+    return Message(message.topic, message.partition, message.offset, headers, message.value or b"", pairs)

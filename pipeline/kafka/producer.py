@@ -13,7 +13,7 @@ from pipeline.kafka.connection import configuration
 from pipeline.settings import KafkaSettings
 
 log = structlog.get_logger()
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 ANY_PARTITION = -1
 PROBE_S = 2.0
 QUEUE_KBYTES = 64 * 1024

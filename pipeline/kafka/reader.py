@@ -31,7 +31,7 @@ FETCH_BYTES = 4 * 1024 * 1024
 
 
 class Message(NamedTuple):
-    """One message as it stands in Kafka; `timestamp_ms` is since 1970."""
+    """One message as it stands in Kafka; `timestamp_ms` is since 1970, `pairs` the headers with doubles and nulls."""
 
     topic: str
     partition: int
@@ -39,6 +39,7 @@ class Message(NamedTuple):
     timestamp_ms: int
     headers: dict[str, bytes]
     value: bytes
+    pairs: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,4 +214,5 @@ def _message(fetched: Fetched) -> Message:
         timestamp_ms=fetched.timestamp()[1],
         headers=dict(fetched.headers() or ()),  # type: ignore[arg-type]  # a list of pairs when it is read
         value=fetched.value() or b"",
+        pairs=tuple(fetched.headers() or ()),  # type: ignore[arg-type]
     )

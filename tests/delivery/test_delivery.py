@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.delivery import Delivery, Message, TooManyDeadLetters
+from pipeline.delivery import Delivery, Limit, Message, TooManyDeadLetters
 from pipeline.errors import Rejected, Unavailable
 
 
@@ -49,8 +49,8 @@ async def no_sleep(_: float) -> None:
     await asyncio.sleep(0)
 
 
-def deliver(store: Store, dead: Dead, count: int, limit: int = 1000) -> None:
-    delivery = Delivery(store, dead, limit=limit, sleep=no_sleep)
+def deliver(store: Store, dead: Dead, count: int, limit: Limit | None = None) -> None:
+    delivery = Delivery(store, dead, limit=limit, clock=lambda: 0.0, sleep=no_sleep)
     asyncio.run(delivery.deliver([message(n) for n in range(count)]))
 
 
@@ -80,8 +80,41 @@ def test_more_poison_than_the_limit_stops_the_process() -> None:
     """A bad deploy does not drain a topic into its dead letters: the sentence names the last message."""
     dead = Dead()
     with pytest.raises(TooManyDeadLetters, match=r"logs_raw \[0\] @ 2: poison"):
-        deliver(Store(set(range(10))), dead, 10, limit=2)
+        deliver(Store(set(range(10))), dead, 10, Limit(60, 2))
     assert dead.buried == [0, 1]
+
+
+def test_a_trickle_of_poison_never_stops_a_writer() -> None:
+    """A month of one bad message a minute passes a limit of one a minute, with a burst of two."""
+    limit = Limit(1, 2)
+    assert all(limit.take(60.0 * minute) for minute in range(31 * 24 * 60))
+
+
+@given(
+    st.floats(0.5, 600), st.integers(1, 50), st.integers(0, 60),
+    st.lists(st.floats(0, 120), min_size=1, max_size=100),
+)  # fmt: skip
+def test_no_time_sees_more_than_the_burst_and_its_refill(
+    per_min: float, burst: int, spent: int, waits: list[float]
+) -> None:
+    """From any one to any other dead letter there are at most `burst` and what the time between refills."""
+    limit, now, taken = Limit(per_min, burst, spent=spent), 0.0, []
+    for wait in waits:
+        now += wait
+        if limit.take(now):
+            taken.append(now)
+    for first, start in enumerate(taken):
+        for last, end in enumerate(taken[first:], first):
+            assert last - first + 1 <= burst + (end - start) * per_min / 60 + 1e-6
+    assert len(taken) <= max(0, burst - spent) + now * per_min / 60 + 1e-6
+
+
+def test_a_clock_that_stands_still_gives_the_burst_and_no_more() -> None:
+    """Nothing comes back without time, and what was spent before a restart is gone."""
+    limit = Limit(60, 5, spent=2)
+    assert [limit.take(7.0) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert limit.take(8.0)
+    assert not limit.take(8.5)
 
 
 def test_a_bug_is_not_swallowed() -> None:

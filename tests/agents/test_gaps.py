@@ -1,0 +1,141 @@
+"""What Kafka removed before a writer read it is never skipped in silence; against real servers."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from pipeline import migrations, topics
+from pipeline.agents import gaps
+from pipeline.kafka.groups import Groups
+from pipeline.settings import KafkaSettings, PostgresSettings, Settings, WriterSettings
+from tests.agents.process import Process, remove_before, send, until
+from tests.audit.conftest import remove_topics
+from tests.conftest import free_ports
+from tests.contract.test_stores import gauges, new_service, one
+from tests.otlp.requests import T0
+
+FETCH_WAIT_S = 2.0  # Faust's is 1.5
+EVERY = [("metrics_raw", partition) for partition in range(4)]
+
+
+@pytest.fixture
+def writer(kafka: str, postgres_settings: PostgresSettings) -> Iterator[Process]:
+    """A pg_writer that does not run yet, at empty topics and tables."""
+    remove_topics(kafka)
+    [port] = free_ports(1)
+    settings = Settings(
+        kafka=KafkaSettings(bootstrap_servers=kafka),
+        postgres=postgres_settings,
+        pg_writer=WriterSettings(health_port=port, batch_bytes=1 << 20),
+    )
+    topics.apply_all(settings)
+    with migrations.opened(settings, "postgres") as stores:
+        migrations.up(migrations.plan(stores), stores, settings)
+    made = Process("pg_writer", settings)
+    yield made
+    made.close()
+    remove_topics(kafka)
+
+
+class Points:
+    """Messages of one point each, into partition 0, and which of them are stored."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._service = new_service()
+        self._sent = 0
+
+    def send(self, count: int) -> list[int]:
+        several = []
+        for _ in range(count):
+            self._sent += 1
+            message = one("metrics", gauges(self._service, ("m", T0 + self._sent * 10**9, float(self._sent))))
+            several.append(message._replace(topic="metrics_raw", partition=0))
+        return send(self._settings, *several)
+
+    def stored(self) -> list[int]:
+        with psycopg.connect(self._settings.postgres.dsn.get_secret_value()) as connection:
+            return [int(value) for (value,) in connection.execute("SELECT value FROM metrics_points ORDER BY value")]
+
+
+def committed(settings: Settings) -> list[int | None]:
+    found = Groups(settings.kafka).committed("pg_writer", EVERY)
+    return [found[place].offset if place in found else None for place in EVERY]
+
+
+def test_a_gap_stops_the_writer_until_it_is_accepted(writer: Process) -> None:
+    """A new group starts at the first message; what is then removed unread is told by size and time, and given up only
+    by the command that the sentence names."""
+    settings, points = writer.settings, Points(writer.settings)
+    points.send(3)
+    remove_before(settings, "metrics_raw", 0, 1)
+    writer.start()
+    until(lambda: points.stored() == [2, 3], "a new group did not start at the first message")
+    until(lambda: committed(settings) == [3, 0, 0, 0], "a new group did not say where it began")
+    assert writer.stop()[0] == 0
+    assert (gaps.find("pg_writer", settings), writer.run("agents gaps")) == ([], (0, ""))
+
+    points.send(5)
+    remove_before(settings, "metrics_raw", 0, 6)
+    writer.start()
+    code, said = writer.ended()
+    assert code == 2
+    assert "metrics_raw [0]: pg_writer is to read offset 3 next, but Kafka begins at 6: 3 offsets, 3 to 5," in said
+    assert "what is left begins 20" in said
+    command = "agents accept_gap pg_writer --topic metrics_raw --partition 0"
+    assert f"pipeline {command}" in said
+    code, found = writer.run("agents gaps --json")
+    [gap] = json.loads(found)
+    assert (code, gap["offsets"], gap["position"], gap["start"], gap["end"]) == (1, 3, 3, 6, 8)
+    assert committed(settings)[0] == 3
+    code, said = writer.run(f"{command} --yes")
+    assert (code, "3 offsets, 3 to 5" in said) == (0, True), said
+    assert committed(settings) == [6, 0, 0, 0]
+    writer.start()
+    until(lambda: points.stored() == [2, 3, 7, 8], "the writer did not go on after the gap")
+    assert writer.stop()[0] == 0
+
+
+def test_what_was_read_is_stored_before_a_gap_stops_the_writer(writer: Process) -> None:
+    """A gap that opens under a running writer: what it holds is stored and committed, then it stops; a topic made anew
+    is read from its first message."""
+    settings, points = writer.settings, Points(writer.settings)
+    points.send(5)
+    writer.start()
+    until(lambda: len(points.stored()) == 5, "the first messages were not stored")
+    with psycopg.connect(settings.postgres.dsn.get_secret_value()) as lock:
+        lock.execute("LOCK TABLE metrics_points IN ACCESS EXCLUSIVE MODE")
+        points.send(3)
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'metrics_points'::regclass"
+        until(lambda: lock.execute(waiting).fetchone() == (1,), "no insert came")
+        writer.child.send_signal(signal.SIGSTOP)
+        time.sleep(FETCH_WAIT_S)  # or the fetch that is under way takes the next messages
+        points.send(3)
+        remove_before(settings, "metrics_raw", 0, 10)
+        writer.child.send_signal(signal.SIGCONT)
+        assert '"gap":' in _line(writer, "storing what was read")
+        assert writer.child.poll() is None
+    code, said = writer.ended()
+    assert code == 2
+    assert "pg_writer is to read offset 8 next, but Kafka begins at 10: 2 offsets, 8 to 9, were removed" in said
+    assert points.stored() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert committed(settings)[0] == 8
+    remove_topics(settings.kafka.bootstrap_servers)
+    topics.apply_all(settings)
+    points.send(1)
+    writer.start()
+    until(lambda: points.stored()[8:] == [12], "the new topic was not read from its first message")
+    assert writer.stop()[0] == 0
+
+
+def _line(writer: Process, text: str) -> str:
+    """The next line of the writer's log that holds `text`."""
+    assert writer.child.stderr is not None
+    for line in writer.child.stderr:
+        if text in line:
+            return line
+    return ""
