@@ -43,7 +43,7 @@ class Publisher:
                 "enable.idempotence": True,
                 "compression.type": "zstd",
                 "compression.level": 1,
-                "linger.ms": 5,
+                "linger.ms": 1,  # intake gathers already: more only adds to every answer
                 "message.timeout.ms": int(within_s * 1000),
                 "message.max.bytes": MAX_MESSAGE_BYTES,
                 "queue.buffering.max.kbytes": QUEUE_KBYTES,
