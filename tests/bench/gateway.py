@@ -39,6 +39,7 @@ CLOSED_CONNECTIONS = (1, 16, 128)
 RSS_FLOOR_MB = 300
 US_A_RECORD_FLOOR = 1e6 / 40_000
 ENCODE_FLOOR = 60_000
+ROUNDS = 3
 OPEN_RATE, OPEN_P99_MS = 20_000, 50
 MESSAGE_FLOOR, MESSAGE_AIM = 10, 200
 COLLECTOR: dict[tuple[Signal, int], str] = {
@@ -134,20 +135,26 @@ def _seconds(case: Case, short: bool) -> float:
 
 
 def encoding(count: int) -> Iterator[Row]:
-    """The pure function alone, in this process, on `count` requests of 1,000 records."""
+    """The pure function alone, in this process, on `count` requests of 1,000 records a round.
+
+    The fastest of three rounds: what else runs on the machine only ever adds.
+    """
     rng = random.Random(1)
     for signal in schema.SIGNALS:
-        warm_up, *bodies = [payload.request(signal, 1000, time.time_ns(), rng) for _ in range(count + 1)]
+        warm_up, *bodies = [payload.request(signal, 1000, time.time_ns(), rng) for _ in range(ROUNDS * count + 1)]
         origin = otlp.Origin("default", "bench", time.time_ns())
         for _ in range(5):
             otlp.encode(signal, warm_up, origin, partitions=4)
-        started, cpu = time.perf_counter(), time.process_time()
-        for body in bodies:
-            otlp.encode(signal, body, origin, partitions=4)
-        cpu = time.process_time() - cpu
+        rounds = []
+        for n in range(ROUNDS):
+            started, cpu = time.perf_counter(), time.process_time()
+            for body in bodies[n::ROUNDS]:
+                otlp.encode(signal, body, origin, partitions=4)
+            rounds.append((time.process_time() - cpu, time.perf_counter() - started))
+        cpu, seconds = min(rounds)
         row: Row = {
             "load": f"encode alone, {signal} of {len(bodies[0]) // 1000} bytes",
-            "records/s": count * 1000 / (time.perf_counter() - started),
+            "records/s": count * 1000 / seconds,
             "us CPU a record": cpu / count / 1000 * 1e6,
         }
         if signal == "logs":
