@@ -24,9 +24,11 @@ local_app = typer.Typer(
 tenants_app = typer.Typer(no_args_is_help=True, help="Who may send to the gateway.")
 topics_app = typer.Typer(no_args_is_help=True, help="Topics as code: topics/*.yaml against the cluster.")
 migrate_app = typer.Typer(no_args_is_help=True, help="Migrations of PostgreSQL and ClickHouse.")
+dlq_app = typer.Typer(no_args_is_help=True, help="Dead letters: messages that no store could take.")
 agents_app = typer.Typer(no_args_is_help=True, help="Where the writers stand in Kafka.")
 app.add_typer(local_app, name="local")
 app.add_typer(agents_app, name="agents")
+app.add_typer(dlq_app, name="dlq")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(topics_app, name="topics")
 app.add_typer(migrate_app, name="migrate")
@@ -152,6 +154,79 @@ def agents_accept_gap(
     found = [gap for gap in gaps.find(writer.value, loaded) if (gap.topic, gap.partition) == (topic, partition)]
     if _agreed(found, yes):
         gaps.accept(found, loaded)
+
+
+DeadTopic = Annotated[str | None, typer.Option("--topic", help="Origin or dead-letter topic; default all.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="A part of the reason's text.")]
+Messages = Annotated[list[str] | None, typer.Option("--message", help="As logs_raw_dlq/0@17; may be repeated.")]
+Interval = Annotated[
+    str | None, typer.Option("--time", help="Dead-lettered from/to before, as 2026-11-20T10:00/2026-11-20T11:00.")
+]
+
+
+@dlq_app.command("list")
+def dlq_list(topic: DeadTopic = None, as_json: AsJson = False) -> None:
+    """Count the dead letters that were neither replayed nor dropped, by topic, writer and reason; exit 1 with any."""
+    from pipeline import dlq
+
+    _show_plan(dlq.Letters(settings.load().kafka).overview(dlq.Selection(topic=topic)), as_json)
+
+
+@dlq_app.command("show")
+def dlq_show(name: Annotated[str, typer.Argument(help="As logs_raw_dlq/0@17.")], as_json: AsJson = False) -> None:
+    """Print one dead letter: why, where from, headers, its records as far as they decode, its first bytes."""
+    from pipeline import dlq
+
+    described = dlq.describe(dlq.Letters(settings.load().kafka).one(name))
+    if as_json:
+        show(described)
+        return
+    records = described.pop("records")
+    for key, value in described.items():
+        print(f"{key:<14} {value}")
+    print(f"{'records':<14} {len(records)}")
+    for record in records:
+        print(f"  {json.dumps(record, ensure_ascii=False, default=str)}")
+
+
+@dlq_app.command("replay")
+def dlq_replay(
+    topic: DeadTopic = None,
+    reason: Reason = None,
+    message: Messages = None,
+    time: Interval = None,
+    yes: Yes = False,
+) -> None:
+    """Print what goes back to which topic, ask, and send it there as it came; it is not listed any more."""
+    _handle("replay", (topic, reason, message or (), time), yes)
+
+
+@dlq_app.command("drop")
+def dlq_drop(
+    topic: DeadTopic = None,
+    reason: Reason = None,
+    message: Messages = None,
+    time: Interval = None,
+    yes: Yes = False,
+) -> None:
+    """Print what is given up, ask, and list it no more; it stays in Kafka until retention removes it."""
+    _handle("drop", (topic, reason, message or (), time), yes)
+
+
+def _handle(
+    action: Literal["replay", "drop"], selected: tuple[str | None, str | None, Sequence[str], str | None], yes: bool
+) -> None:
+    from pipeline import dlq
+
+    selection = dlq.Selection.parse(*selected)
+    letters = dlq.Letters(settings.load().kafka)
+    changes = letters.plan(action, selection)
+    for change in changes:
+        if change.action == "leave":
+            print(change)
+    doing = [change for change in changes if change.action != "leave"]
+    if _agreed(doing, yes):
+        letters.apply(doing)
 
 
 Store = Annotated[Literal["postgres", "clickhouse"] | None, typer.Option(help="Only this store; default both.")]

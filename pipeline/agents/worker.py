@@ -46,6 +46,7 @@ BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
 FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
 DEAD_LETTER_WITHIN_S = 30.0
 NAP_S = 0.02
+LEAVE_WITHIN_S = 5.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
@@ -258,6 +259,8 @@ class _Agents:
         while consumer.unacked:
             await asyncio.sleep(NAP_S)
         await consumer.commit()
+        with contextlib.suppress(Exception):  # leave the group, or accepting the gap waits until our session has ended
+            await asyncio.wait_for(consumer._thread.call_thread(consumer._thread._consumer.stop), LEAVE_WITHIN_S)
         commands = "; ".join(gap.command for gap in found)
         _stop_process(f"{sentences} To go on without them stop every {process} and run: {commands}", FOR_A_HUMAN)
 

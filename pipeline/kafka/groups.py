@@ -1,9 +1,8 @@
 """Where consumer groups stand: offsets that they committed, and moving them while nobody consumes."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -13,13 +12,20 @@ from pipeline.kafka.connection import configuration
 from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
-EMPTY_WITHIN_S = 20.0  # members that were killed leave a group after their session's 15 s
-POLL_S = 0.5
-NOTHING = -1001  # Kafka's word for an offset that was never committed
+PATIENCE_S = 20.0  # members that were killed leave a group after their session's 15 s
+POLL_S = 0.25
 STILL_THERE = frozenset(
     {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.NON_EMPTY_GROUP, KafkaError.GROUP_SUBSCRIBED_TO_TOPIC}
 )
+NOT_YET = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
 Partition = tuple[str, int]
+Answer = TypeVar("Answer")
 
 
 class Committed(NamedTuple):
@@ -42,49 +48,48 @@ class Groups:
         if not partitions:
             return {}
         asked = ConsumerGroupTopicPartitions(group, [TopicPartition(*place) for place in partitions])
-        with self._translated(f"tell the offsets of group {group}"):
+
+        def ask() -> list[TopicPartition]:
             [future] = self._client.list_consumer_group_offsets([asked], request_timeout=TIMEOUT_S).values()
-            found = future.result().topic_partitions
+            found: list[TopicPartition] = future.result().topic_partitions
+            return found
+
         return {
             (each.topic, each.partition): Committed(each.offset, each.metadata or "")
-            for each in found
+            for each in self._patiently(ask, f"tell the offsets of group {group}", NOT_YET)
             if each.error is None and each.offset >= 0
         }
 
     def move(self, group: str, offsets: Mapping[Partition, Committed]) -> None:
         """Commit `offsets` in the name of `group`, which must have no members; those that just died are waited for."""
         wanted = [TopicPartition(*place, each.offset, each.metadata) for place, each in offsets.items()]
-        deadline = time.monotonic() + EMPTY_WITHIN_S
+
+        def ask() -> None:
+            [future] = self._client.alter_consumer_group_offsets(
+                [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=TIMEOUT_S
+            ).values()
+            for each in future.result().topic_partitions:
+                if each.error is not None:
+                    raise KafkaException(each.error)
+
+        self._patiently(ask, f"move the offsets of group {group}", NOT_YET | STILL_THERE)
+
+    def _patiently(self, ask: Callable[[], Answer], what: str, passing: frozenset[int]) -> Answer:
+        """Ask again while Kafka answers one of `passing`, 20 s at most."""
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                with self._translated(f"move the offsets of group {group}"):
-                    [future] = self._client.alter_consumer_group_offsets(
-                        [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=TIMEOUT_S
-                    ).values()
-                    for each in future.result().topic_partitions:
-                        if each.error is not None:
-                            raise KafkaException(each.error)
-                return
-            except Unavailable as unavailable:
-                if not _has_members(unavailable):
-                    raise
-                if time.monotonic() > deadline:
+                return ask()
+            except KafkaException as raised:
+                error: KafkaError = raised.args[0]
+                if error.code() in passing and time.monotonic() < deadline:
+                    time.sleep(POLL_S)
+                    continue
+                if error.code() in STILL_THERE:
                     raise Unavailable(
-                        f"Group {group} still has members: stop every {group}, then run this again."
-                    ) from None
-            time.sleep(POLL_S)
-
-    @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except KafkaException as raised:
-            reason = str(raised.args[0].str()).rstrip(".")
-            raise Unavailable(
-                f"Kafka at {self._servers} could not {what}: {reason}. Start it, or correct kafka.bootstrap_servers."
-            ) from raised
-
-
-def _has_members(unavailable: Unavailable) -> bool:
-    cause = unavailable.__cause__
-    return isinstance(cause, KafkaException) and cause.args[0].code() in STILL_THERE
+                        f"Could not {what}: it has members. Stop them all, then run this again."
+                    ) from raised
+                raise Unavailable(
+                    f"Kafka at {self._servers} could not {what}: {str(error.str()).rstrip('.')}. "
+                    "Start it, or correct kafka.bootstrap_servers."
+                ) from raised

@@ -21,6 +21,10 @@ INSERT_SERIES = """
         (series_id, tenant, metric_name, service, host, description, unit, type, temporality, monotonic, labels)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (series_id) DO NOTHING
 """
+# TimescaleDB decompresses what late points may collide with, up to a limit a transaction, or fails with 53400. That is
+# no fault of the points: they are stored without the limit.
+AS_IT_IS = ()
+LIMIT_LIFTED = ("SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0",)
 # The later receipt wins, the id where two are equal: so any order of arrival, and any repetition, ends in the same row.
 UPSERT = """
     WITH written AS (
@@ -77,25 +81,38 @@ class MetricStore:
     def _write(self, tables: list[Table], series_rows: list[tuple[object, ...]]) -> None:
         if self._connection is None or self._connection.closed:
             self._connection = connect(self._settings)
-        connection = self._connection
         try:
-            with connection.transaction(), connection.cursor() as cursor:
-                _insert_series(cursor, series_rows)
-                for table in tables:
-                    _copy(cursor, sql.Identifier(table.name), table)
-        except psycopg.errors.UniqueViolation:
-            with connection.transaction(), connection.cursor() as cursor:
-                _insert_series(cursor, series_rows)
-                for table in tables:
-                    _upsert(cursor, table)
-        else:
-            for table in tables:
-                metrics.INSERTED.labels(table.name).inc(table.height)
+            _write(self._connection, AS_IT_IS, tables, series_rows)
+        except psycopg.errors.ConfigurationLimitExceeded:  # late points: their chunk is compressed
+            _write(self._connection, LIMIT_LIFTED, tables, series_rows)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _write(
+    connection: psycopg.Connection, first: Iterable[str], tables: list[Table], series_rows: list[tuple[object, ...]]
+) -> None:
+    """Either road, in a transaction that starts with the statements of `first`."""
+    try:
+        with connection.transaction(), connection.cursor() as cursor:
+            for statement in first:
+                cursor.execute(statement.encode())
+            _insert_series(cursor, series_rows)
+            for table in tables:
+                _copy(cursor, sql.Identifier(table.name), table)
+    except psycopg.errors.UniqueViolation:
+        with connection.transaction(), connection.cursor() as cursor:
+            for statement in first:
+                cursor.execute(statement.encode())
+            _insert_series(cursor, series_rows)
+            for table in tables:
+                _upsert(cursor, table)
+    else:
+        for table in tables:
+            metrics.INSERTED.labels(table.name).inc(table.height)
 
 
 def _tables(points: pl.DataFrame, joined: bytes) -> list[Table]:
