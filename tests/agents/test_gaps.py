@@ -3,42 +3,20 @@
 import json
 import signal
 import time
-from collections.abc import Iterator
 
 import psycopg
-import pytest
 
-from pipeline import migrations, topics
+from pipeline import topics
 from pipeline.agents import gaps
 from pipeline.kafka.groups import Groups
-from pipeline.settings import KafkaSettings, PostgresSettings, Settings, WriterSettings
+from pipeline.settings import Settings
 from tests.agents.process import Process, remove_before, send, until
 from tests.audit.conftest import remove_topics
-from tests.conftest import free_ports
 from tests.contract.test_stores import gauges, new_service, one
 from tests.otlp.requests import T0
 
 FETCH_WAIT_S = 2.0  # Faust's is 1.5
 EVERY = [("metrics_raw", partition) for partition in range(4)]
-
-
-@pytest.fixture
-def writer(kafka: str, postgres_settings: PostgresSettings) -> Iterator[Process]:
-    """A pg_writer that does not run yet, at empty topics and tables."""
-    remove_topics(kafka)
-    [port] = free_ports(1)
-    settings = Settings(
-        kafka=KafkaSettings(bootstrap_servers=kafka),
-        postgres=postgres_settings,
-        pg_writer=WriterSettings(health_port=port, batch_bytes=1 << 20),
-    )
-    topics.apply_all(settings)
-    with migrations.opened(settings, "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, settings)
-    made = Process("pg_writer", settings)
-    yield made
-    made.close()
-    remove_topics(kafka)
 
 
 class Points:

@@ -1,0 +1,28 @@
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import migrations, topics
+from pipeline.settings import KafkaSettings, PostgresSettings, Settings, WriterSettings
+from tests.agents.process import Process
+from tests.audit.conftest import remove_topics
+from tests.conftest import free_ports
+
+
+@pytest.fixture
+def writer(kafka: str, postgres_settings: PostgresSettings) -> Iterator[Process]:
+    """A pg_writer that does not run yet, at empty topics and tables."""
+    remove_topics(kafka)
+    [port] = free_ports(1)
+    settings = Settings(
+        kafka=KafkaSettings(bootstrap_servers=kafka),
+        postgres=postgres_settings,
+        pg_writer=WriterSettings(health_port=port, batch_bytes=1 << 20, dead_letters_burst=3, dead_letters_per_min=1),
+    )
+    topics.apply_all(settings)
+    with migrations.opened(settings, "postgres") as stores:
+        migrations.up(migrations.plan(stores), stores, settings)
+    made = Process("pg_writer", settings)
+    yield made
+    made.close()
+    remove_topics(kafka)
