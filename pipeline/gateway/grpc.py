@@ -43,6 +43,8 @@ FRAME_BYTES = 64 * 1024
 STREAMS = 128  # of a connection, at a time
 MAX_HEADER_BYTES = 16 * 1024
 CONTENT_TYPES = ("application/grpc", "application/grpc+proto")
+LAST_STREAM = (1 << 31) - 1  # says that none is refused yet
+GOODBYE_S = 1.0  # for the client to hear it
 LEAVE_WITHIN_S = 30.0  # for answers under way
 MAX_RESETS = 1000  # of streams, by one connection
 RETRY_INFO = b"google.rpc.retryinfo-bin"
@@ -157,15 +159,22 @@ class _Connection(asyncio.Protocol):
         self._flush()
 
     def leave(self) -> None:
-        """Ask the client to open another connection, and close this one when all is answered."""
-        if not self._leaving:
-            self._leaving = True
-            # Written by hand: after its own GOAWAY h2 would not let us answer.
-            farewell = GoAwayFrame(last_stream_id=self._http2.highest_inbound_stream_id)
-            self._transport.write(farewell.serialize())
-            asyncio.get_running_loop().call_later(LEAVE_WITHIN_S, self.close)
+        """Ask the client to open another connection; what it sends until it has heard that is still answered."""
+        self._say_goodbye(LAST_STREAM)
+        asyncio.get_running_loop().call_later(GOODBYE_S, self._leave)
+
+    def _leave(self) -> None:
+        """Take no more, and close when all is answered."""
+        self._leaving = True
+        self._say_goodbye(self._http2.highest_inbound_stream_id)
+        asyncio.get_running_loop().call_later(LEAVE_WITHIN_S, self.close)
         if not self._streams:
             self.close()
+
+    def _say_goodbye(self, last_stream: int) -> None:
+        """Written by hand: after its own GOAWAY h2 would not let us answer."""
+        if not self._transport.is_closing():
+            self._transport.write(GoAwayFrame(last_stream_id=last_stream).serialize())
 
     def close(self) -> None:
         self._transport.close()

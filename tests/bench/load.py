@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
         self._answered = answered
         self._under_way = False
         self._leaving = False
+        self._moving = False
         self._received = bytearray()
         self.due = 0.0  # of the request under way
 
@@ -58,16 +59,18 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._received.clear()
-        self._leaving = False
+        self._leaving = self._moving = False
 
     def connection_lost(self, _: Exception | None) -> None:
         self._leaving = True
-        if self._under_way:
+        if self._under_way and not self._moving:
             self._done("connection lost")
 
     def send(self, body: bytes) -> None:
         self._under_way = True
         if self._leaving or self._transport.is_closing():
+            self._moving = True  # so the end of the old connection is not the end of this request
+            self._transport.abort()
             task = asyncio.ensure_future(self.connect())
             task.add_done_callback(lambda _: self._write(body))
         else:
