@@ -1,14 +1,15 @@
 """Dead letters seen, sent back and given up: what `pipeline dlq` does.
 
-    pending(…) → overview(…)                     what waits, by reason
-    pending(…) → plan_replay | plan_drop → apply     changes that were read before they are made
+    overview                     what waits, by reason
+    plan("replay" | "drop") → apply     what was read is what is done
 
 Nothing is ever removed from a dead-letter topic: the audit finds there what no store has, until retention ends it. What
 was replayed or dropped is remembered as committed offsets of the group `pipeline_dlq`: everything before the offset,
 and the ranges after it that stand in the offset's metadata. So there is no other state, it moves in one commit a
 partition, and handling letters by reason, out of order, needs no topic of markers. The commit comes after the
 acknowledgement: a replay that was cut off is done again, which the stores absorb. Of two commands at the same time the
-later commit may forget marks of the earlier; those letters are then pending again, not lost.
+later commit may forget marks of the earlier; those letters are then pending again, not lost. So are they where Kafka
+forgets the group itself, which it does `offsets.retention.minutes` after the last commit.
 """
 
 import asyncio
@@ -53,7 +54,8 @@ class Handled(NamedTuple):
         found = re.fullmatch(r"(\d+-\d+(,\d+-\d+)*)?", committed.metadata)
         ranges = [each.split("-") for each in committed.metadata.split(",") if each] if found else []
         said = [(int(start), int(end)) for start, end in ranges]
-        return cls(max(committed.offset, retained.start)).adding(said)
+        fits = all(start < end <= retained.end for start, end in said)
+        return cls(max(committed.offset, retained.start)).adding(said if fits else ())
 
     def __contains__(self, offset: object) -> bool:
         if not isinstance(offset, int):
@@ -165,10 +167,6 @@ class Change:
     def __str__(self) -> str:
         where = {"replay": f" into {self.to}", "drop": "", "leave": f", since {self.to}"}[self.action]
         return f"{self.action}{where}: {self.group}"
-
-    def as_json(self) -> dict[str, object]:
-        places = {f"{topic}/{partition}": offsets for (topic, partition), offsets in self.offsets.items()}
-        return {"action": self.action, "to": self.to, **self.group.as_json(), "offsets": places}
 
 
 class Letters:

@@ -49,8 +49,8 @@ class Gap:
             )
         held = "it holds nothing yet" if self.first_ms is None else f"its first message is of {_time(self.first_ms)}"
         return (
-            f"{where}Kafka ends at {self.end}: the topic was made anew, or its end was lost; {held}, and offsets "
-            f"{self.start} to {self.end - 1} would be read again from the first."
+            f"{where}Kafka ends at {self.end}: the topic was made anew, or its end was lost; {held}, and all "
+            "that is there would be read from the first."
         )
 
     @property

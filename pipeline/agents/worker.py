@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import faust
 import faust.auth
@@ -55,8 +55,14 @@ def run_writer(process: str, settings: Settings, number: int) -> None:
     _give_memory_back()
     own: WriterSettings = getattr(settings, process)
     writers = _writers(process, settings)
-    _await_topics(settings, list(writers))
-    limit = _limit(own, settings, list(writers))
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Unavailable),
+        wait=tenacity.wait_random_exponential(max=5),
+        before_sleep=lambda state: log.warning("waiting for Kafka", attempt=state.attempt_number),
+    ):
+        with attempt:
+            _demand_topics(settings, list(writers))
+            limit = _limit(own, settings, list(writers))
     mode.loop.use("uvloop")  # saves a quarter of the CPU
     with tempfile.TemporaryDirectory(prefix=f"pipeline-{process}-") as unused:
         app = _application(settings, (process, len(writers)), unused)
@@ -84,24 +90,15 @@ def _writers(process: str, settings: Settings) -> dict[str, Writer]:
     return {schema.topic(signal): ClickHouseWriter(settings.clickhouse, signal) for signal in schema.SIGNALS}
 
 
-def _await_topics(settings: Settings, topics: list[str]) -> None:
-    """Return when Kafka answers and has the topics: Faust would give up, or consume nothing and not say so."""
-    cluster = Cluster(settings.kafka)
-    for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(Unavailable),
-        wait=tenacity.wait_random_exponential(max=5),
-        before_sleep=lambda state: log.warning("waiting for Kafka", attempt=state.attempt_number),
-    ):
-        with attempt:
-            missing = set(topics) - set(cluster.topics(topics))
-            if missing:
-                raise Misconfigured(
-                    f"Topics missing in Kafka: {', '.join(sorted(missing))}; run `pipeline topics apply`."
-                )
+def _demand_topics(settings: Settings, topics: list[str]) -> None:
+    """Raise Misconfigured where Kafka lacks one: Faust would give up, or consume nothing and not say so."""
+    missing = set(topics) - set(Cluster(settings.kafka).topics(topics))
+    if missing:
+        raise Misconfigured(f"Topics missing in Kafka: {', '.join(sorted(missing))}; run `pipeline topics apply`.")
 
 
 def _limit(own: WriterSettings, settings: Settings, topics: list[str]) -> Limit:
-    """The limit of this process, less what was dead-lettered while the burst could last have come back.
+    """The limit of this process, less what anybody dead-lettered in the time in which a whole burst comes back.
 
     So a supervisor that starts a stopped writer again and again gives it no new burst each time.
     """
@@ -240,6 +237,7 @@ class _Agents:
             except OffsetOutOfRangeError as error:
                 positions = {(place.topic, place.partition): offset for place, offset in error.args[0].items()}
                 self._gap = asyncio.create_task(self._stop_at_gap(consumer, positions))
+                self._gap.add_done_callback(_stop_after)  # it never ends but by a bug
             return {}
 
         consumer._getmany = watched
@@ -247,22 +245,20 @@ class _Agents:
     async def _stop_at_gap(self, consumer: Any, positions: dict[tuple[str, int], int]) -> None:
         """Store and commit what was read, which Kafka may not have any more, then stop and say what is missing."""
         process = self._app.conf.id
-        try:
+        found: list[gaps.Gap] = []
+        with contextlib.suppress(PipelineError):  # Kafka may be away just now
             found = await asyncio.to_thread(gaps.at, process, positions, self._settings)
-        except PipelineError as error:
-            _stop_process(f"Offsets are out of range at {positions}, and Kafka does not say more: {error}", FAILED)
-            return
-        if not found:  # Kafka itself was behind: as after a broker's crash
-            _stop_process(f"Offsets were out of range at {positions}, and are not any more.", FAILED)
-        sentences = " ".join(map(str, found))
-        log.error("messages were removed before they were read; storing what was read, then stopping", gap=sentences)
+        said = " ".join(map(str, found)) or f"Offsets are out of range at {positions}."
+        log.error("messages were removed before they were read; storing what was read, then stopping", gap=said)
         while consumer.unacked:
             await asyncio.sleep(NAP_S)
         await consumer.commit()
         with contextlib.suppress(Exception):  # leave the group, or accepting the gap waits until our session has ended
             await asyncio.wait_for(consumer._thread.call_thread(consumer._thread._consumer.stop), LEAVE_WITHIN_S)
+        if not found:
+            _stop_process(f"{said} `pipeline agents gaps` tells more, if anything is missing.", FAILED)
         commands = "; ".join(gap.command for gap in found)
-        _stop_process(f"{sentences} To go on without them stop every {process} and run: {commands}", FOR_A_HUMAN)
+        _stop_process(f"{said} To go on without them stop every {process} and run: {commands}", FOR_A_HUMAN)
 
     def _agent(self, topic: str, delivery: Delivery) -> None:
         source = self._app.topic(topic, value_type=bytes, key_type=bytes)
@@ -329,6 +325,12 @@ async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyn
         _stop_process("Nothing of the batch was acknowledged; it is redelivered.", FAILED)
 
 
+def _stop_after(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled():  # by SIGTERM
+        log.error("a bug in a writer", exc_info=task.exception())
+        _stop_process("Offsets are out of range; `pipeline agents gaps` says which.", FAILED)
+
+
 async def _begin(consumer: Any, place: Any) -> None:
     """A group that is new to a partition starts at its first message, and says so: what is then lost is a gap."""
     with contextlib.suppress(IllegalStateError):  # another member has it by now
@@ -346,7 +348,7 @@ def _shorten_nap(consumer: Any) -> None:
     consumer.sleep = nap
 
 
-def _stop_process(reason: str, code: int) -> None:
+def _stop_process(reason: str, code: int) -> NoReturn:
     log.critical("writer stops", reason=reason)
     sys.stderr.flush()
     os._exit(code)

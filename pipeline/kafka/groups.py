@@ -1,7 +1,7 @@
 """Where consumer groups stand: offsets that they committed, and moving them while nobody consumes."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
@@ -52,12 +52,13 @@ class Groups:
         def ask() -> list[TopicPartition]:
             [future] = self._client.list_consumer_group_offsets([asked], request_timeout=TIMEOUT_S).values()
             found: list[TopicPartition] = future.result().topic_partitions
+            _demand_success(found)
             return found
 
         return {
             (each.topic, each.partition): Committed(each.offset, each.metadata or "")
             for each in self._patiently(ask, f"tell the offsets of group {group}", NOT_YET)
-            if each.error is None and each.offset >= 0
+            if each.offset >= 0
         }
 
     def move(self, group: str, offsets: Mapping[Partition, Committed]) -> None:
@@ -68,9 +69,7 @@ class Groups:
             [future] = self._client.alter_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=TIMEOUT_S
             ).values()
-            for each in future.result().topic_partitions:
-                if each.error is not None:
-                    raise KafkaException(each.error)
+            _demand_success(future.result().topic_partitions)
 
         self._patiently(ask, f"move the offsets of group {group}", NOT_YET | STILL_THERE)
 
@@ -93,3 +92,9 @@ class Groups:
                     f"Kafka at {self._servers} could not {what}: {str(error.str()).rstrip('.')}. "
                     "Start it, or correct kafka.bootstrap_servers."
                 ) from raised
+
+
+def _demand_success(partitions: Iterable[TopicPartition]) -> None:
+    for each in partitions:
+        if each.error is not None:
+            raise KafkaException(each.error)

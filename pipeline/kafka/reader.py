@@ -207,12 +207,13 @@ def _at_end(fetched: Fetched) -> bool:
 
 
 def _message(fetched: Fetched) -> Message:
+    pairs: tuple[tuple[str, bytes | None], ...] = tuple(fetched.headers() or ())  # type: ignore[arg-type]  # a list
     return Message(
         topic=fetched.topic() or "",
         partition=fetched.partition() or 0,
         offset=fetched.offset() or 0,
         timestamp_ms=fetched.timestamp()[1],
-        headers=dict(fetched.headers() or ()),  # type: ignore[arg-type]  # a list of pairs when it is read
+        headers=dict(pairs),  # type: ignore[arg-type]
         value=fetched.value() or b"",
-        pairs=tuple(fetched.headers() or ()),  # type: ignore[arg-type]
+        pairs=pairs,
     )

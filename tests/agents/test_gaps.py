@@ -19,6 +19,20 @@ FETCH_WAIT_S = 2.0  # Faust's is 1.5
 EVERY = [("metrics_raw", partition) for partition in range(4)]
 
 
+def test_a_gap_is_told_with_its_size_and_times() -> None:
+    """Removed offsets with what is left, nothing left at all, and a topic that ends before the writer's place."""
+    removed = gaps.Gap("ch_writer", "logs_raw", 1, position=10, start=25, end=30, first_ms=1_700_000_000_000)
+    assert removed.offsets == 15
+    assert "15 offsets, 10 to 24, were removed before they were read" in str(removed)
+    assert "what is left begins 2023-11-14T22:13:20+00:00." in str(removed)
+    emptied = gaps.Gap("ch_writer", "logs_raw", 1, position=10, start=25, end=25, first_ms=None)
+    assert "nothing after them is left" in str(emptied)
+    anew = gaps.Gap("ch_writer", "logs_raw", 1, position=10, start=0, end=4, first_ms=1_700_000_000_000)
+    assert (anew.offsets, "ends at 4: the topic was made anew" in str(anew)) == (0, True)
+    assert str(anew).endswith("all that is there would be read from the first.")
+    assert anew.command == "pipeline agents accept_gap ch_writer --topic logs_raw --partition 1"
+
+
 class Points:
     """Messages of one point each, into partition 0, and which of them are stored."""
 

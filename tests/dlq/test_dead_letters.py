@@ -79,3 +79,5 @@ def test_foreign_metadata_makes_nothing_handled_that_is_not(offset: int, metadat
     assert handled.until >= 5
     if offset > 50:
         assert handled == Handled(5)
+    for beyond in ("40-51", "9-7", "1000-2000"):
+        assert Handled.of(Committed(6, beyond), Range("logs_raw_dlq", 0, 5, 50)) == Handled(6)
