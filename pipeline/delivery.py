@@ -31,6 +31,15 @@ class Message(NamedTuple):
     value: bytes
     pairs: Pairs = ()
 
+    @property
+    def place(self) -> str:
+        """`logs_raw [2] @ 7`."""
+        return f"{self.topic} [{self.partition}] @ {self.offset}"
+
+    def why(self, reason: Rejected) -> str:
+        """The reason without the place of this message, which is told beside it."""
+        return str(reason).removeprefix(f"{self.place}: ")
+
 
 class Writer(Protocol):
     """One store. `write` runs in a thread and returns when all records of the batch are committed.
@@ -150,13 +159,13 @@ class Delivery:
         if not self._limit.take(self._clock()):
             raise TooManyDeadLetters(
                 f"{self._writer.name} meets more poison than it may dead-letter: over {self._limit.burst} messages at "
-                f"once and {self._limit.per_min:g} a minute; last from {message.topic} [{message.partition}] @ "
-                f"{message.offset}: {reason} Look at `pipeline dlq list`. If the messages are to blame and not a "
+                f"once and {self._limit.per_min:g} a minute; last from {message.place}: "
+                f"{message.why(reason)} Look at `pipeline dlq list`. If the messages are to blame and not a "
                 f"new deployment, raise {self._writer.name}.dead_letters_per_min, and start it again."
             )
         await self._dead_letters.put(message, reason)
         metrics.DEAD_LETTERED.labels(self._writer.name, message.topic).inc()
         log.error(
             "message dead-lettered", writer=self._writer.name, topic=message.topic, partition=message.partition,
-            offset=message.offset, reason=str(reason),
+            offset=message.offset, reason=message.why(reason),
         )  # fmt: skip

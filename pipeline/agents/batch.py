@@ -34,12 +34,15 @@ def known(signal: schema.Signal) -> Known:
 def join(batch: Sequence[Message], accepted: Known) -> list[Joined]:
     """All records of the batch, a container file for each schema in it, in the order of their first messages.
 
-    Raise Rejected where a message is of another schema, damaged, or holds another number of records than its header
-    `records` promises; only framing is read.
+    Raise Rejected, with the message's place, where it is of another schema, damaged, or holds another number of records
+    than its header `records` promises; only framing is read.
     """
     groups: dict[str, list[tuple[Message, int]]] = {}
     for message in batch:
-        one, records = _checked(message, accepted)
+        try:
+            one, records = _checked(message, accepted)
+        except Rejected as reason:
+            raise Rejected(f"{message.place}: {reason}") from None
         groups.setdefault(one.name, []).append((message, records))
     return [
         Joined(

@@ -85,7 +85,7 @@ def headers(message: Message, reason: Rejected, *, writer: str, time_ns: int) ->
     original = [pair for pair in came if pair[0] not in (ATTEMPT, FROM)]
     where = [("topic", message.topic.encode()), ("partition", b"%d" % message.partition),
              ("offset", b"%d" % message.offset)]  # fmt: skip
-    why = str(reason).encode()[:MAX_REASON_BYTES]
+    why = message.why(reason).encode()[:MAX_REASON_BYTES]
     return [
         *original,
         (FIRST, why),

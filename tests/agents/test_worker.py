@@ -226,9 +226,9 @@ AFTER_HEAD = len(LOGS.head)
     ],
 )
 def test_damage_is_rejected_by_name(damage: Callable[[Message], Message], reason: str) -> None:
-    """Whatever is wrong with one message of a batch, the reason says what, in a short sentence."""
+    """Whatever is wrong with one message of a batch, the reason says what, and which, in a short sentence."""
     batch = [whole(b"x")._replace(offset=6), damage(whole(b"a", b"b")), whole(b"y")._replace(offset=8)]
-    with pytest.raises(Rejected, match=rf"(?s)^.*{reason}.*\.$") as caught:
+    with pytest.raises(Rejected, match=rf"(?s)^logs_raw \[2\] @ 7: .*{reason}.*\.$") as caught:
         join(batch, KNOWN)
     assert len(str(caught.value)) < 300
 
