@@ -190,7 +190,7 @@ def _dead_letters(reader: Reader, signal: Signal, topics: list[str], window: Win
         except Rejected:
             dead.undecodable.append(origin)
             continue
-        store = STORE_OF_WRITER.get(message.headers.get("writer", b""), EVERY_STORE)
+        store = STORE_OF_WRITER.get(message.headers.get("dlq_writer", b""), EVERY_STORE)
         ids.setdefault(store, bytearray()).extend(b"".join([record["event_id"] for record in records]))
     dead.ids = {store: np.unique(ids_of(found)) for store, found in ids.items()}
     return dead
@@ -199,5 +199,7 @@ def _dead_letters(reader: Reader, signal: Signal, topics: list[str], window: Win
 def _origin(message: Message) -> Place:
     """Where a dead letter says it came from; -1 for a number that it does not say."""
     header = message.headers.get
-    numbers = [int(text) if text.isdigit() else -1 for text in (header("partition", b""), header("offset", b""))]
-    return Place(header("topic", b"").decode(errors="replace"), *numbers)
+    numbers = [
+        int(text) if text.isdigit() else -1 for text in (header("dlq_partition", b""), header("dlq_offset", b""))
+    ]
+    return Place(header("dlq_topic", b"").decode(errors="replace"), *numbers)

@@ -83,23 +83,19 @@ def headers(message: Message, reason: Rejected, *, writer: str, time_ns: int) ->
     """The headers of the dead letter of `message`."""
     came = message.pairs or tuple(message.headers.items())
     original = [pair for pair in came if pair[0] not in (ATTEMPT, FROM)]
-    where = [("topic", message.topic.encode()), ("partition", b"%d" % message.partition),
-             ("offset", b"%d" % message.offset)]  # fmt: skip
     why = message.why(reason).encode()[:MAX_REASON_BYTES]
     return [
         *original,
         (FIRST, why),
         ("dlq_exception", _class(reason).encode()),
-        *((f"dlq_{name}", value) for name, value in where),
+        ("dlq_topic", message.topic.encode()),
+        ("dlq_partition", b"%d" % message.partition),
+        ("dlq_offset", b"%d" % message.offset),
         ("dlq_schema", message.headers.get("schema", b"")[:200]),
         (ATTEMPT, b"%d" % (_attempts(message.headers) + 1)),
         ("dlq_writer", writer.encode()),
         ("dlq_time", b"%d" % time_ns),
         *((name, value) for name, value in came if name == FROM),
-        # under these names `pipeline audit` looks them up
-        ("reason", why),
-        *where,
-        ("writer", writer.encode()),
     ]
 
 

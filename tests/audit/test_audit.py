@@ -118,7 +118,7 @@ def test_dead_letters_excuse_their_store(world: World) -> None:
     """A record in a dead-letter topic is dead_lettered; what one writer gave up the other must still have."""
     points = [record("metrics", n, series_id=n) for n in range(3)]
     world.publish("metrics", points)
-    world.send("metrics_raw_dlq", file("metrics", points[:2]), {"writer": "pg_writer", "topic": "metrics_raw"})
+    world.send("metrics_raw_dlq", file("metrics", points[:2]), {"dlq_writer": "pg_writer", "dlq_topic": "metrics_raw"})
     world.store_points(points[2:])
     world.store("metrics", points)
     found = world.found("metrics", "postgres")
@@ -126,7 +126,7 @@ def test_dead_letters_excuse_their_store(world: World) -> None:
     assert found["kafka"]["dead_letters"] == 1
     logs = [record("logs", n) for n in range(3)]
     world.publish("logs", logs)
-    world.send("logs_raw_dlq", file("logs", logs[:2]), {"writer": "pg_writer"})
+    world.send("logs_raw_dlq", file("logs", logs[:2]), {"dlq_writer": "pg_writer"})
     found = world.found("logs")
     assert (found["dead_lettered"], found["missing"]) == (0, 3)
     world.send("logs_raw_dlq", file("logs", logs[:2]), {})
@@ -145,7 +145,7 @@ def test_an_unreadable_message_is_named_unless_dead_lettered(world: World) -> No
     assert [fault["offset"] for fault in found["kafka"]["unreadable_messages"]] == [cut, miscounted]
     assert "says '4', it holds 3" in found["kafka"]["unreadable_messages"][1]["reason"]
     for offset in (cut, miscounted):
-        origin = {"topic": "traces_raw", "partition": "1", "offset": str(offset)}
+        origin = {"dlq_topic": "traces_raw", "dlq_partition": "1", "dlq_offset": str(offset)}
         world.send("traces_raw_dlq", whole[:-20], origin)
     found = world.found("traces")
     assert (found["verdict"], found["kafka"]["unreadable"]) == ("clean", 0)

@@ -152,9 +152,11 @@ def test_poison_is_dead_lettered_alone(running: Running) -> None:
     assert None not in found
     reasons = {message.value(): dict(message.headers()) for message in found}
     assert set(reasons) == {b"poison", b"", b"x"}
-    assert b"does not start with the head of its schema" in reasons[b"poison"]["reason"]
-    assert b"'log_record/9'; this writer knows log_record/1" in reasons[b"x"]["reason"]
-    assert {(headers["topic"], headers["writer"]) for headers in reasons.values()} == {(b"logs_raw", b"ch_writer")}
+    assert b"does not start with the head of its schema" in reasons[b"poison"]["dlq_reason"]
+    assert b"'log_record/9'; this writer knows log_record/1" in reasons[b"x"]["dlq_reason"]
+    assert {(headers["dlq_topic"], headers["dlq_writer"]) for headers in reasons.values()} == {
+        (b"logs_raw", b"ch_writer")
+    }
     client = clickhouse.connect(running.settings.clickhouse)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
