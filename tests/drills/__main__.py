@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pipeline.errors import PipelineError
 from pipeline.settings import ROOT
-from tests.drills import fuzz_gateway, kafka_away, soak, spool_crashes
+from tests.drills import fuzz_gateway, kafka_away, killer, soak, spool_crashes, store_away
 from tests.drills.context import Context, Failed
 
 Drill = Callable[[Context], str]
@@ -30,6 +30,8 @@ DRILLS: dict[str, Drill] = {
     "spool_crashes": spool_crashes.drill,
     "fuzz_gateway": fuzz_gateway.drill,
     "soak": soak.drill,
+    "store_away": store_away.drill,
+    "killer": killer.drill,
 }
 HOME = ROOT / ".local" / "drills"
 

@@ -15,6 +15,7 @@ from pipeline.settings import Settings
 from tests.conftest import settings_on_free_ports
 
 TELL_EVERY_S = 5.0
+Change = Callable[[Settings], Settings]
 
 
 class Failed(Exception):
@@ -44,9 +45,9 @@ class Context:
             self.tell(line())
 
     @contextlib.contextmanager
-    def whole_stack(self) -> Iterator[tuple[Stack, Settings]]:
+    def whole_stack(self, change: Change = lambda settings: settings) -> Iterator[tuple[Stack, Settings]]:
         """A fresh stack with everything up; removed at the end, its logs kept where the drill failed."""
-        with self._stack() as (stack, settings):
+        with self._stack(change) as (stack, settings):
             stack.up()
             yield stack, settings
 
@@ -60,9 +61,9 @@ class Context:
             yield stack, settings
 
     @contextlib.contextmanager
-    def _stack(self) -> Iterator[tuple[Stack, Settings]]:
+    def _stack(self, change: Change = lambda settings: settings) -> Iterator[tuple[Stack, Settings]]:
         home = self.home / "stack"
-        settings = settings_on_free_ports(home)
+        settings = change(settings_on_free_ports(home))
         stack = Stack(settings, lambda line: self.tell(f"  {line}"))
         stack.wipe()  # what a drill that was killed has left
         try:

@@ -1,23 +1,13 @@
 """Kafka away for ten minutes, the gateway killed five times meanwhile: what was answered OK is stored once."""
 
-import collections
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterable
-from typing import Any
 
-import psycopg
-
-from pipeline import clickhouse
 from pipeline.local import Stack
-from pipeline.record.schema import Signal
-from pipeline.settings import PREFIX, Settings, as_environment
+from pipeline.settings import Settings
 from tests.bench import measured
 from tests.drills.context import Context, Failed
-from tests.drills.exporters import ATTRIBUTE, METRIC, Exporters
+from tests.drills.exporters import Exporters
+from tests.drills.proof import audited, counted, pipeline, read_once
 
 AWAY_S, SHORT_AWAY_S = 600.0, 15.0
 KILLS, SHORT_KILLS = 5, 2
@@ -46,8 +36,8 @@ def drill(context: Context) -> str:
         within_s = SHORT_STORED_WITHIN_S if context.short else STORED_WITHIN_S
         if not measured.wait_until(watch.drained, within_s):
             raise Failed(f"The spool is not drained {within_s:.0f} s after Kafka came back: {watch.said()}")
-        _audited(settings, within_s)
-        _read_once(settings, load)
+        audited(settings, within_s)
+        read_once(settings, load)
         _allowed(load, windows)
         if not watch.oldest_s:
             raise Failed("Nothing was seen in the spool: the drill drilled nothing.")
@@ -61,7 +51,7 @@ def drill(context: Context) -> str:
         answered = sum(len(numbers) for numbers in load.answered.values())
         return (
             f"{answered:,} of {load.offered:,} records answered OK and stored once ({load.dropped:,} dropped by full queues of clients); "
-            f"{len(windows)} kills, {down_s:.1f} s without a gateway; {watch.said()}; audit clean; heard: {_counted(load.heard)}"
+            f"{len(windows)} kills, {down_s:.1f} s without a gateway; {watch.said()}; audit clean; heard: {counted(load.heard)}"
         )
 
 
@@ -113,73 +103,11 @@ def _outage(context: Context, stack: Stack, settings: Settings, watch: Watch) ->
         killed = time.monotonic()
         gateway.kill()
         gateway.wait()  # where it is our own child, or its successor would wait for the zombie to go
-        _pipeline(settings, "local", "start", "gateway")
+        pipeline(settings, "local", "start", "gateway")
         windows.append((killed, time.monotonic()))
         context.tell(f"kill -9 {kill + 1} of {kills}: a new gateway serves after {windows[-1][1] - killed:.1f} s")
     watch.for_s(started + away_s - time.monotonic())
     return windows
-
-
-def _pipeline(settings: Settings, *command: str) -> str:
-    """Run a command as an operator would; raise Failed where it does not end with 0."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)} | as_environment(settings)
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *command], capture_output=True, text=True, env=env, check=False
-    )
-    if done.returncode:
-        raise Failed(
-            f"`pipeline {' '.join(command)}` ended with {done.returncode}: {(done.stderr or done.stdout)[-600:]}"
-        )
-    return done.stdout
-
-
-def _audited(settings: Settings, within_s: float) -> None:
-    """Return once `pipeline audit` is clean; raise Failed with what it says where it is not within the time."""
-    deadline = time.monotonic() + within_s
-    while True:
-        try:
-            report = json.loads(_pipeline(settings, "audit", "--json"))
-            break
-        except Failed as failure:
-            if time.monotonic() > deadline:
-                raise Failed(
-                    f"The audit is not clean {within_s:.0f} s after the spool was drained: {failure}"
-                ) from None
-            time.sleep(1)
-    for name, part in report["signals"].items():
-        for store, findings in part["stores"].items():
-            counts = {key: findings[key] for key in ("missing", "duplicates")}
-            if any(counts.values()):
-                raise Failed(f"The audit calls {name} in {store} clean with {counts}.")
-
-
-def _read_once(settings: Settings, load: Exporters) -> None:
-    """Raise Failed where a number that was answered OK is not read exactly once, or any other more than once."""
-    client = clickhouse.connect(settings.clickhouse)
-
-    def in_clickhouse(query: str) -> Iterable[Any]:
-        return client.query(query).result_columns[0] if client.query(query).row_count else []
-
-    attribute = f"SELECT toUInt64(attributes['{ATTRIBUTE}']) FROM"
-    where = f"WHERE metric_name = '{METRIC}'"
-    with psycopg.connect(settings.postgres.dsn.get_secret_value()) as postgres:
-        points = [row[0] for row in postgres.execute(f"SELECT value FROM metrics {where}")]
-    found: dict[tuple[Signal, str], Iterable[Any]] = {
-        ("logs", "ClickHouse"): in_clickhouse(f"{attribute} logs"),
-        ("traces", "ClickHouse"): in_clickhouse(f"{attribute} traces"),
-        ("metrics", "ClickHouse"): in_clickhouse(f"SELECT value FROM metrics {where}"),
-        ("metrics", "PostgreSQL"): points,
-    }
-    for (name, store), values in found.items():
-        counts = collections.Counter(int(value) for value in values)
-        missing = sorted(load.answered[name] - counts.keys())
-        doubled = sorted(number for number, count in counts.items() if count > 1)
-        if missing or doubled:
-            raise Failed(
-                f"{name} in {store}: {len(missing)} numbers answered OK are missing {missing[:5]}, {len(doubled)} are doubled {doubled[:5]}."
-            )
-        if not counts:
-            raise Failed(f"{name} in {store}: nothing was stored.")
 
 
 def _allowed(load: Exporters, windows: Windows) -> None:
@@ -189,10 +117,5 @@ def _allowed(load: Exporters, windows: Windows) -> None:
     ]
     if faults:
         raise Failed(
-            f"{len(faults)} answers that the specification does not allow: {_counted(fault.what for fault in faults)}"
+            f"{len(faults)} answers that the specification does not allow: {counted(fault.what for fault in faults)}"
         )
-
-
-def _counted(what: Iterable[str]) -> str:
-    counts = what if isinstance(what, collections.Counter) else collections.Counter(what)
-    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common(12))

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from pipeline.errors import Misconfigured
-from tests.drills import fuzz_gateway, kafka_away, soak
+from tests.drills import fuzz_gateway, kafka_away, killer, soak, store_away
 from tests.drills.__main__ import Drill
 from tests.drills.context import Context
 
@@ -37,3 +37,15 @@ def test_no_request_breaks_the_gateway(tmp_path: pathlib.Path) -> None:
 def test_full_load_leaves_memory_flat(tmp_path: pathlib.Path) -> None:
     """Twenty seconds of full load over both protocols: no failure, and the slope of RSS is stated."""
     assert "MB a minute" in short(soak.drill, tmp_path)
+
+
+@pytest.mark.timeout(240)
+def test_stores_may_be_away(tmp_path: pathlib.Path) -> None:
+    """Each store away for longer than a consumer's session: nobody restarts or rebalances, all is stored once."""
+    assert "audit clean" in short(store_away.drill, tmp_path)
+
+
+@pytest.mark.timeout(240)
+def test_whatever_is_killed_nothing_is_lost_or_doubled(tmp_path: pathlib.Path) -> None:
+    """Half a minute of random SIGKILLs with three workers a writer."""
+    assert "audit clean" in short(killer.drill, tmp_path)

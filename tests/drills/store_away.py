@@ -1,0 +1,82 @@
+"""Each store away for fifteen minutes under load: nobody restarts, nobody rebalances, the lag grows and drains."""
+
+import time
+
+import psutil
+from confluent_kafka.admin import AdminClient
+
+from pipeline.kafka.groups import Groups
+from pipeline.kafka.reader import Reader
+from pipeline.local import Stack
+from pipeline.record import schema
+from pipeline.settings import Settings
+from tests.bench import measured
+from tests.drills.context import Context, Failed
+from tests.drills.exporters import Exporters
+from tests.drills.proof import audited, read_once
+
+AWAY_S, SHORT_AWAY_S = 900.0, 20.0  # longer than a session of 15 s: who left the group would be seen
+BEFORE_S = 5.0
+DRAINED_WITHIN_S, SHORT_DRAINED_WITHIN_S = 600.0, 60.0
+ANSWERED_WITHIN_S = 60.0
+TOPICS = {"ch_writer": list(map(schema.topic, schema.SIGNALS)), "pg_writer": [schema.topic("metrics")]}
+STORES = {"clickhouse": "ch_writer", "postgres": "pg_writer"}
+
+
+def drill(context: Context) -> str:
+    """One store after the other; at the end the audit is clean and every number is read once."""
+    with context.whole_stack() as (stack, settings):
+        load = Exporters(settings)
+        load.start()
+        time.sleep(BEFORE_S)
+        said = [_away(context, stack, settings, store) for store in STORES]
+        load.finish(ANSWERED_WITHIN_S)
+        within_s = SHORT_DRAINED_WITHIN_S if context.short else DRAINED_WITHIN_S
+        audited(settings, within_s)
+        read_once(settings, load)
+        answered = sum(len(numbers) for numbers in load.answered.values())
+    return f"{answered:,} records answered OK and stored once; {'; '.join(said)}; audit clean"
+
+
+def _away(context: Context, stack: Stack, settings: Settings, store: str) -> str:
+    writer = STORES[store]
+    before, members = _process(stack, writer), _members(settings, writer)
+    stack.stop([store])
+    deadline, most = time.monotonic() + (SHORT_AWAY_S if context.short else AWAY_S), 0
+    while time.monotonic() < deadline:
+        most = max(most, _lag(settings, writer))
+        context.tell_now_and_then(lambda: f"{store} is away, {writer} lags {most:,} messages")  # noqa: B023
+        time.sleep(1)
+    stack.start([store])
+    within_s = SHORT_DRAINED_WITHIN_S if context.short else DRAINED_WITHIN_S
+    if not measured.wait_until(lambda: _lag(settings, writer) <= most // 20, within_s):
+        raise Failed(f"{writer} lags {_lag(settings, writer):,} messages {within_s:.0f} s after {store} came back.")
+    if not before.is_running() or _process(stack, writer) != before:
+        raise Failed(f"{writer} was restarted while {store} was away.")
+    if _members(settings, writer) != members:
+        raise Failed(f"{writer}'s group was rebalanced while {store} was away.")
+    if most < 5:
+        raise Failed(f"{writer} lagged {most} messages at most while {store} was away: the drill drilled nothing.")
+    return f"{store} away, {writer} lagged {most:,} messages and drained"
+
+
+def _process(stack: Stack, name: str) -> psutil.Process:
+    return measured.process(stack, name)
+
+
+def _members(settings: Settings, group: str) -> set[str]:
+    """Who consumes; a member that left and came back has another id."""
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    [future] = admin.describe_consumer_groups([group]).values()
+    return {member.member_id for member in future.result().members}
+
+
+def _lag(settings: Settings, group: str) -> int:
+    """Messages that the group has not committed."""
+    retained = Reader(settings.kafka).retained(TOPICS[group])
+    committed = Groups(settings.kafka).committed(group, [(each.topic, each.partition) for each in retained])
+    return sum(
+        each.end - max(each.start, committed[each.topic, each.partition].offset)
+        for each in retained
+        if (each.topic, each.partition) in committed
+    )
