@@ -40,7 +40,7 @@ ENGINE = Null;
 -- Of an insert, reading Avro is 2.5 us, both indexes and the sorting about 0.3 each (within twice the noise).
 -- Queries through the view logs, 3 million rows in 7 parts, as below, fastest of four; one run, so with ZSTD(1)
 -- everywhere (in brackets) the parts and the id were others, and the ms hold the machine's other load:
---   trace by id                             244 ms (491), 440,484 rows read (333,988), most of them for FINAL
+--   trace by id                             244 ms (491), 440,484 rows read (333,988)
 --   a service, 30 minutes, a word not in it   6 ms (7), no row read
 --   errors by service, of all but 10 minutes 95 ms (167), 2,896,679 rows read (the same): no index serves it
 CREATE TABLE IF NOT EXISTS logs_events
