@@ -13,8 +13,8 @@ from tests.drills.context import Context
 from tests.drills.exporters import Exporters
 from tests.drills.proof import audited, counted, pipeline, read_once
 
-SECONDS, SHORT_SECONDS = 600.0, 30.0
-EVERY_S = (3.0, 12.0)  # between kills
+SECONDS, SHORT_SECONDS = 600.0, 20.0
+EVERY_S = (3.0, 9.0)  # between kills
 WORKERS = 3
 WRITERS = ("ch_writer", "pg_writer")
 SERVERS = ("clickhouse", "postgres", "kafka", "gateway")

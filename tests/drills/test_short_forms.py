@@ -47,5 +47,5 @@ def test_stores_may_be_away(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.timeout(240)
 def test_whatever_is_killed_nothing_is_lost_or_doubled(tmp_path: pathlib.Path) -> None:
-    """Half a minute of random SIGKILLs with three workers a writer."""
+    """Twenty seconds of random SIGKILLs with three workers a writer."""
     assert "audit clean" in short(killer.drill, tmp_path)
