@@ -5,6 +5,7 @@ With CI set a part that cannot start fails its tests; elsewhere they skip and sa
 
 import os
 import pathlib
+import random
 import signal
 import socket
 import uuid
@@ -30,6 +31,8 @@ from pipeline.settings import (
 )
 from tests.parts import timescale as timescale_part
 
+PORTS = range(20_000, 32_000, 2)  # below those that the kernel gives to clients
+
 
 def pytest_configure() -> None:
     """SIGTERM ends a run as Ctrl-C does: what was started is stopped."""
@@ -37,18 +40,18 @@ def pytest_configure() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago, each followed by a free one."""
+    """Ports that nobody listened on a moment ago, each followed by a free one; no client is given one of them."""
     found: list[int] = []
-    while len(found) < count:
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         with socket.socket() as probe, socket.socket() as next_probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
             try:
+                probe.bind(("127.0.0.1", port))
                 next_probe.bind(("127.0.0.1", port + 1))
             except OSError:
                 continue
-            if not {port, port + 1} & {one + extra for one in found for extra in (0, 1)}:
-                found.append(port)
+        found.append(port)
+        if len(found) == count:
+            break
     return found
 
 

@@ -67,7 +67,6 @@ class Runner:
         self._run.mkdir(parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        self._bury(process.name)
         with self.log(process.name).open("ab") as log:
             child = subprocess.Popen(
                 process.command,
@@ -113,8 +112,8 @@ class Runner:
             self._children.pop(found.pid).wait()
         (self._run / f"{name}.json").unlink(missing_ok=True)
 
-    def _bury(self, name: str) -> None:
-        """Wait until a killed predecessor is gone from the process table: PostgreSQL takes a zombie for alive."""
+    def bury(self, name: str) -> None:
+        """Wait until a killed predecessor is gone: until then it may hold ports, and PostgreSQL takes it for alive."""
         try:
             pid = self._noted(name)["pid"]
         except (FileNotFoundError, json.JSONDecodeError):

@@ -131,6 +131,8 @@ class Stack:
     def _missing(self, names: Sequence[str]) -> list[str]:
         """Those of `names` that do not run, in order, once it is sure that nobody else holds their ports."""
         missing = [name for name in NAMES if name in names and not self._runner.find(name)]
+        for name in missing:
+            self._runner.bury(name)
         check_ports({name: self._ports(name) for name in missing})
         return missing
 
