@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.audit import audit
@@ -27,6 +28,13 @@ class Running:
     def pid(self, name: str) -> int:
         [row] = [row for row in self.stack.status()["processes"] if row["name"] == name]
         return int(row["pid"])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, and wait until it has taken effect: until then `start` finds the process running."""
+        process = psutil.Process(self.pid(name))
+        process.kill()
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
 
     def shop(self, records: int, out: pathlib.Path) -> "subprocess.Popen[str]":
         """The demo's shop at this stack; it prints what it sent as JSON."""

@@ -60,7 +60,7 @@ def test_every_process_killed_once_under_load_loses_nothing(running: Running, tm
     shop = running.shop(30_000, tmp_path)
     time.sleep(3)
     for name in KILLED:
-        os.kill(running.pid(name), signal.SIGKILL)
+        running.kill(name)
         time.sleep(1)
         running.stack.start([name])
     output, _ = shop.communicate(timeout=150)
@@ -85,7 +85,7 @@ def test_without_kafka_records_are_safe_in_the_spool_also_through_kill_9(running
             ready = httpx.get(f"http://127.0.0.1:{running.settings.gateway.http_port}/readyz")
             assert (ready.status_code, "spool" in ready.json()["degraded"]["kafka"]) == (200, True)
             if when == "before":
-                os.kill(running.pid("gateway"), signal.SIGKILL)
+                running.kill("gateway")
                 running.stack.start(["gateway"])
     finally:
         running.stack.start(["kafka"])
