@@ -124,8 +124,8 @@ class WriterSettings(Part):
 
     health_port: Port
     workers: Annotated[int, Field(ge=1, le=64)] = 1
-    batch_messages: Positive = 100
-    batch_bytes: Positive  # of one store transaction, one message at least
+    batch_records: Positive = 200_000  # of one store transaction, one message at least; and
+    batch_bytes: Positive
     batch_within_s: Seconds = 0.25
     dead_letters_burst: Positive = 300  # messages that no store can take, at once; one more stops the process
     dead_letters_per_min: Annotated[float, Field(gt=0)] = 60.0  # that many of the burst come back each minute

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable
 from typing import Any, NoReturn
 
 import faust
@@ -26,6 +26,7 @@ from mode.utils.queues import ThrowableQueue
 
 from pipeline.agents import gaps
 from pipeline.agents.ch_writer import ClickHouseWriter
+from pipeline.agents.waiting import Waiting
 from pipeline.delivery import Delivery, Limit, Message, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.kafka import dead_letters
@@ -41,7 +42,8 @@ log = structlog.get_logger()
 FAILED = 70  # EX_SOFTWARE: the supervisor may start the process again
 FOR_A_HUMAN = 2  # starting again would not help
 IN_FLIGHT = 2  # batches at the store: one insert stream keeps one core of ClickHouse busy
-# What holds a process's memory, with batch_messages and batch_bytes: a batch is held as messages and joined.
+# What holds a process's memory, with batch_bytes: a batch is held as messages and joined.
+TAKE_MESSAGES = 100  # at once
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
 FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
 DEAD_LETTER_WITHIN_S = 30.0
@@ -266,19 +268,17 @@ class _Agents:
 
         @self._app.agent(source, name=f"{self._app.conf.id}.{topic}")
         async def write(stream: Any) -> None:
+            waiting: Waiting[Any] = Waiting(own.batch_records, own.batch_bytes)
             under_way: asyncio.Queue[tuple[asyncio.Task[None], list[Any]]] = asyncio.Queue()
-            acknowledging = asyncio.create_task(_acknowledge(stream, under_way, self._slots))
+            tasks = [
+                asyncio.create_task(_or_stop(_deliver(waiting, delivery, under_way, self._slots))),
+                asyncio.create_task(_or_stop(_acknowledge(stream, under_way, self._slots))),
+            ]
             try:
-                async for events in stream.noack_take(own.batch_messages, within=own.batch_within_s):
-                    for batch in _batches(events, own.batch_bytes):
-                        await self._slots.acquire()
-                        delivering = asyncio.create_task(delivery.deliver([_message(event) for event in batch]))
-                        under_way.put_nowait((delivering, batch))
-            except Exception:  # left to Faust it would end the agent, and the next one's batch be committed over
-                log.exception("a bug in a writer")
-                _stop_process("A batch could not be taken; nothing of it was acknowledged.", FAILED)
+                await _or_stop(_take(stream, own.batch_within_s, waiting))
             finally:
-                acknowledging.cancel()
+                for task in tasks:
+                    task.cancel()
 
     async def put(self, message: Message, reason: Rejected) -> None:
         """Publish to `<topic>_dlq`: the raw bytes, why, and where from."""
@@ -291,38 +291,51 @@ class _Agents:
             raise failure
 
 
-def _batches(events: Sequence[Any], limit: int) -> Iterator[list[Any]]:
-    """Cut what was taken into batches of `limit` bytes, of one message at least."""
-    batch: list[Any] = []
-    size = 0
-    for event in events:
-        if batch and size + _size(event) > limit:
-            yield batch
-            batch, size = [], 0
-        batch.append(event)
-        size += _size(event)
-    if batch:
-        yield batch
-
-
-async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore) -> None:
-    """Acknowledge batches in the order they were taken, each when it is delivered."""
-    freshness = metrics.FRESHNESS_SECONDS.labels(stream.app.conf.id)
+async def _or_stop(doing: Awaitable[None]) -> None:
+    """A failure left to Faust would end the agent, and the next one's batch be committed over."""
     try:
-        while True:
-            delivering, events = await under_way.get()
-            await delivering
-            freshness.observe(time.time() - min(event.message.timestamp for event in events))
-            for event in events:
-                await stream.ack(event)
-            slots.release()
-    except asyncio.CancelledError:
-        raise
+        await doing
     except PipelineError as error:
         _stop_process(str(error), FAILED)
     except Exception:
         log.exception("a bug in a writer")
         _stop_process("Nothing of the batch was acknowledged; it is redelivered.", FAILED)
+
+
+async def _take(stream: Any, within_s: float, waiting: Waiting[Any]) -> None:
+    async for events in stream.noack_take(TAKE_MESSAGES, within=within_s):
+        for event in events:
+            await waiting.put(event, _records(event), _size(event))
+
+
+def _records(event: Any) -> int:
+    """What the header promises, which is checked later."""
+    promised = dict(event.message.headers or ()).get("records") or b""
+    return int(promised) if promised.isdigit() and len(promised) < 10 else 1
+
+
+async def _deliver(
+    waiting: Waiting[Any], delivery: Delivery, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore
+) -> None:
+    """Deliver what waits, a batch for each free slot."""
+    while True:
+        await waiting.some()
+        await slots.acquire()
+        batch = await waiting.take()
+        delivering = asyncio.create_task(delivery.deliver([_message(event) for event in batch]))
+        under_way.put_nowait((delivering, batch))
+
+
+async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore) -> None:
+    """Acknowledge batches in the order they were taken, each when it is delivered."""
+    freshness = metrics.FRESHNESS_SECONDS.labels(stream.app.conf.id)
+    while True:
+        delivering, events = await under_way.get()
+        await delivering
+        freshness.observe(time.time() - min(event.message.timestamp for event in events))
+        for event in events:
+            await stream.ack(event)
+        slots.release()
 
 
 def _stop_after(task: "asyncio.Task[None]") -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import pathlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import faust
 import pytest
@@ -13,7 +14,8 @@ from mode.utils.queues import FlowControlEvent
 
 from pipeline.agents.batch import join, known
 from pipeline.agents.ch_writer import token
-from pipeline.agents.worker import _batches, _BytesBoundQueue, _size
+from pipeline.agents.waiting import Waiting
+from pipeline.agents.worker import _BytesBoundQueue
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.record import container, schema
@@ -46,16 +48,41 @@ class Event(faust.EventT):  # type: ignore[misc]
     async def __aexit__(self, *_: object) -> None: ...
 
 
-@given(st.lists(st.integers(0, 3000), max_size=30), st.integers(1, 6000))
-def test_batches_lose_nothing_and_keep_to_their_bytes(sizes: list[int], limit: int) -> None:
-    """In order, all of it, none over the limit but of one message, and none that could have taken the next one."""
-    events = [Event(size) for size in sizes]
-    batches = list(_batches(events, limit))
-    assert [event for batch in batches for event in batch] == events
-    weights = [sum(_size(event) for event in batch) for batch in batches]
-    assert all(weight <= limit or len(batch) == 1 for weight, batch in zip(weights, batches, strict=True))
-    for weight, following in zip(weights, batches[1:], strict=False):
-        assert weight + _size(following[0]) > limit
+Sizes = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3000)), max_size=30)
+
+
+@given(Sizes, st.integers(1, 60), st.integers(1, 6000), st.booleans())
+def test_batches_lose_nothing_and_keep_to_their_limits(
+    items: list[tuple[int, int]], records: int, size: int, busy: bool
+) -> None:
+    """In order, all of it, none over a limit but of one message; while the store is busy each is as full as can be."""
+
+    async def test() -> list[list[tuple[int, int]]]:
+        waiting: Waiting[tuple[int, int]] = Waiting(records, size)
+
+        async def put() -> None:
+            for item in items:
+                await waiting.put(item, *item)
+
+        putting = asyncio.create_task(put())
+        batches: list[list[tuple[int, int]]] = []
+        while sum(map(len, batches)) < len(items):
+            await waiting.some()
+            if busy:
+                await asyncio.wait([putting], timeout=0.001)
+            batches.append(await waiting.take())
+        await putting
+        return batches
+
+    batches = asyncio.run(test())
+    assert [item for batch in batches for item in batch] == items
+
+    def fits(batch: list[tuple[int, int]]) -> bool:
+        return sum(item[0] for item in batch) <= records and sum(item[1] for item in batch) <= size
+
+    assert all(len(batch) == 1 or fits(batch) for batch in batches)
+    if busy:
+        assert not any(fits([*batch, following[0]]) for batch, following in pairwise(batches))
 
 
 def queue(maxsize: int) -> _BytesBoundQueue:
