@@ -9,6 +9,8 @@ from pipeline.delivery import Message
 from pipeline.record.schema import Signal
 from pipeline.settings import ClickHouseSettings
 
+DAYS_AN_INSERT = 10
+DAY_NS = 86_400 * 10**9
 TABLES: dict[Signal, str] = {"logs": "logs_in", "traces": "spans_in", "metrics": "metrics_points_in"}
 
 
@@ -21,11 +23,35 @@ class ClickHouseWriter:
         self._known = known(signal)
 
     def write(self, batch: Sequence[Message]) -> int:
-        """Insert the whole batch, a schema at a time, each once: the token makes a repeated insert change nothing."""
-        joined = join(batch, self._known)
-        for part in joined:
-            self._inserts.insert(part.value, records=part.records, token=token(part.messages))
-        return sum(part.records for part in joined)
+        """Insert the whole batch, by days and schemas, each once: the token makes a repeated insert change nothing."""
+        joined = [one for part in by_days(batch) for one in join(part, self._known)]
+        for one in joined:
+            self._inserts.insert(one.value, records=one.records, token=token(one.messages))
+        return sum(one.records for one in joined)
+
+
+def by_days(batch: Sequence[Message]) -> list[list[Message]]:
+    """The batch in parts that hold few days each: a day is a partition, and each insert writes a part to each.
+
+    Late data of many days is sorted by day, so that each day is written once; messages that hold over DAYS_AN_INSERT
+    days themselves are one part. Looks at the headers alone.
+    """
+    spans = [(_day(message, "min_time"), _day(message, "max_time"), message) for message in batch]
+    parts = [[message for first, last, message in spans if last - first >= DAYS_AN_INSERT]]
+    start = None
+    for first, last, message in sorted(spans, key=lambda span: span[:2]):
+        if last - first >= DAYS_AN_INSERT:
+            continue
+        if start is None or last - start >= DAYS_AN_INSERT:
+            start = first
+            parts.append([])
+        parts[-1].append(message)
+    return [part for part in parts if part]
+
+
+def _day(message: Message, header: str) -> int:
+    text = message.headers.get(header, b"")
+    return int(text) // DAY_NS if text.isdigit() and len(text) < 20 else 0
 
 
 def token(batch: Sequence[Message]) -> str:

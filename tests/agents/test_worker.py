@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mode.utils.queues import FlowControlEvent
 
 from pipeline.agents.batch import join, known
-from pipeline.agents.ch_writer import token
+from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, by_days, token
 from pipeline.agents.waiting import Waiting
 from pipeline.agents.worker import _BytesBoundQueue
 from pipeline.delivery import Message
@@ -282,6 +282,34 @@ def test_a_token_names_place_and_content(one: list, other: list) -> None:  # typ
     """Equal for equal batches; another where a place, a value, the order or the number of messages differs."""
     assert token(placed(one)) == token(placed(one))
     assert (token(placed(one)) == token(placed(other))) == (one == other)
+
+
+def days(first: int, last: int, offset: int) -> Message:
+    return message(b"", offset=offset, min_time=b"%d" % (first * DAY_NS), max_time=b"%d" % (last * DAY_NS + DAY_NS - 1))
+
+
+Days = st.tuples(st.integers(0, 60), st.integers(0, 3)).map(lambda pair: (pair[0], sum(pair)))
+
+
+@given(st.lists(Days, max_size=40))
+def test_an_insert_holds_few_days(spans: list[tuple[int, int]]) -> None:
+    """Each message is in one part, no part holds over ten days, and those of one day alone are in one part."""
+    batch = [days(*span, offset) for offset, span in enumerate(spans)]
+    parts = by_days(batch)
+    assert sorted(one.offset for part in parts for one in part) == list(range(len(batch)))
+    held = [{day for one in part for day in range(spans[one.offset][0], spans[one.offset][1] + 1)} for part in parts]
+    assert all(len(part) <= DAYS_AN_INSERT for part in held)
+    for day in range(64):
+        alone = [one.offset for one in batch if spans[one.offset] == (day, day)]
+        assert sum(any(one.offset in alone for one in part) for part in parts) <= 1
+
+
+def test_messages_of_very_many_days_or_none_stay_together() -> None:
+    """What spans years cannot be cut unread; headers that name no time are taken for one day. Neither is lost."""
+    wide = [days(0, 4000, offset) for offset in range(3)]
+    odd = [message(b"", offset=offset, min_time=b"soon") for offset in (3, 4)]
+    assert by_days([wide[0], odd[0], wide[1], odd[1], wide[2]]) == [wide, odd]
+    assert by_days([]) == []
 
 
 def test_a_topic_made_anew_has_other_tokens() -> None:
