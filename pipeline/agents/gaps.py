@@ -12,7 +12,7 @@ from pipeline.record import schema
 from pipeline.settings import Settings
 
 TOPICS: dict[str, tuple[str, ...]] = {
-    "pg_writer": (schema.topic("metrics"),),
+    "pg_writer": (schema.topic("metrics"), schema.topic("logs")),
     "ch_writer": tuple(map(schema.topic, schema.SIGNALS)),
 }
 

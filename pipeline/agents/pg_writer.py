@@ -1,7 +1,8 @@
-"""Kafka → PostgreSQL: metric points, one transaction a batch and schema."""
+"""Kafka → PostgreSQL: metric points, and the errors and events among logs; one transaction a batch and schema."""
 
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 import fastavro
 import structlog
@@ -10,24 +11,27 @@ from pipeline.agents.batch import join, known
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.settings import PostgresSettings
+from pipeline.timescale.events import EventStore
 from pipeline.timescale.rows import Stuck
 from pipeline.timescale.writer import MetricStore
 
 log = structlog.get_logger()
 Place = tuple[str, int, int]  # topic, partition, offset
+Stored = Literal["metrics", "logs"]
+STORES: dict[Stored, type[MetricStore] | type[EventStore]] = {"metrics": MetricStore, "logs": EventStore}
 
 
 class PostgresWriter:
-    """Writer of metric points."""
+    """Writer of one signal: of logs it keeps errors and events."""
 
-    def __init__(self, settings: PostgresSettings) -> None:
+    def __init__(self, settings: PostgresSettings, signal: Stored) -> None:
         self.name = "pg_writer"
-        self._store = MetricStore(settings)
-        self._known = known("metrics")
+        self._store = STORES[signal](settings)
+        self._known = known(signal)
         self._suspects: set[Place] = set()
 
     def write(self, batch: Sequence[Message]) -> int:
-        """Commit the whole batch; return how many points it holds."""
+        """Commit the whole batch; return how many records it holds."""
         joined = join(batch, self._known)
         self._check_suspects(batch)
         try:

@@ -86,9 +86,9 @@ def _give_memory_back() -> None:
 def _writers(process: str, settings: Settings) -> dict[str, Writer]:
     """Who writes which topic."""
     if process == "pg_writer":
-        from pipeline.agents.pg_writer import PostgresWriter  # noqa: PLC0415 - polars takes 90 MB that ch_writer can do without
+        from pipeline.agents.pg_writer import STORES, PostgresWriter  # noqa: PLC0415 - polars takes 90 MB that ch_writer can do without
 
-        return {schema.topic("metrics"): PostgresWriter(settings.postgres)}
+        return {schema.topic(signal): PostgresWriter(settings.postgres, signal) for signal in STORES}
     return {schema.topic(signal): ClickHouseWriter(settings.clickhouse, signal) for signal in schema.SIGNALS}
 
 

@@ -79,7 +79,11 @@ WORKER_RESTARTS = Counter("pipeline_worker_restarts", "Worker processes that die
 
 INSERTED = Counter("pipeline_pg_writer_inserted_rows", "Rows that were new.", ["table"])
 UPDATED = Counter("pipeline_pg_writer_updated_rows", "Rows replaced by a later receipt.", ["table"])
-UNCHANGED = Counter("pipeline_pg_writer_unchanged_rows", "Rows already there: redelivered, or superseded.", ["table"])
+UNCHANGED = Counter("pipeline_pg_writer_unchanged_rows", "Rows already there: redelivered.", ["table"])
+SUPERSEDED = Counter(
+    "pipeline_pg_writer_superseded_rows", "Points not kept: another of their series and time is of a later receipt.",
+    ["table"],
+)  # fmt: skip
 BATCH_RECORDS = Histogram(
     "pipeline_writer_batch_records", "Records a store transaction.", ["writer"],
     buckets=(1, 10, 100, 1000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000),

@@ -59,7 +59,7 @@ def test_a_batch_over_the_limit_is_stored_with_the_limit_lifted(postgres_setting
     part = migrated(postgres_settings.dsn.get_secret_value())
     with connect(part) as admin:
         admin.execute(TRIGGER.encode())
-        writer, service = PostgresWriter(part), new_service()
+        writer, service = PostgresWriter(part, "metrics"), new_service()
         for value, received in ((1.0, T0), (2.0, T0 + 10**9)):
             deliver(writer, points(service, 5, value, received=received))
             assert held(admin, service) == [(value, 5)]
@@ -78,7 +78,7 @@ def compressed(timescale: str) -> PostgresSettings:
 def test_late_points_land_in_a_compressed_chunk(compressed: PostgresSettings) -> None:
     """On TimescaleDB itself: new and replaced points of a compressed chunk, with a limit that they exceed."""
     service = new_service()
-    writer = PostgresWriter(compressed)
+    writer = PostgresWriter(compressed, "metrics")
     writer._store._connection = connect(compressed)
     writer._store._connection.prepare_threshold = None  # this server loses some
     with connect(compressed) as admin:

@@ -29,6 +29,7 @@ from pipeline.record import schema
 from pipeline.record.avro import long
 from pipeline.record.schema import SIGNALS, Signal
 from pipeline.settings import ClickHouseSettings, PostgresSettings, Settings
+from pipeline.telemetry import metrics
 from pipeline.timescale.connection import connect
 from tests.otlp import requests
 from tests.otlp.decode import records
@@ -170,7 +171,7 @@ class Metrics:
     def __init__(self, settings: PostgresSettings, *, one_backend: bool = False) -> None:
         self.settings = settings
         self.one_backend = one_backend
-        self.writer = PostgresWriter(settings)
+        self.writer = PostgresWriter(settings, "metrics")
         self._reader = connect(settings)
         self._reader.prepare_threshold = None
 
@@ -192,7 +193,7 @@ class Metrics:
 
     def another_writer(self) -> PostgresWriter:
         """One that prepares no statement where the server is the TimescaleDB for tests, which loses some."""
-        writer = PostgresWriter(self.settings)
+        writer = PostgresWriter(self.settings, "metrics")
         if self.one_backend:
             writer._store._connection = connect(self.settings)
             writer._store._connection.prepare_threshold = None
@@ -243,7 +244,9 @@ def test_the_same_batch_again_changes_nothing(metrics_store: Metrics) -> None:
     sent = messages("metrics", encoded("metrics", everything(service)))
     metrics_store.writer.write(sent)
     once = metrics_store.rows(service)
-    assert metrics_store.writer.write(sent) == PostgresWriter(metrics_store.settings).write([*sent, *sent]) / 2
+    assert (
+        metrics_store.writer.write(sent) == PostgresWriter(metrics_store.settings, "metrics").write([*sent, *sent]) / 2
+    )
     assert metrics_store.rows(service) == once
     assert metrics_store.query("SELECT count(*) FROM metric_series WHERE service = %s", service) == [(11,)]
 
@@ -484,7 +487,7 @@ def _deliver(postgres: PostgresSettings, batch: list[Message], answer: Any) -> N
         async def put(self, message: Message, reason: Rejected) -> None:
             buried.append(message.offset)
 
-    asyncio.run(Delivery(PostgresWriter(postgres), Dead()).deliver(batch))
+    asyncio.run(Delivery(PostgresWriter(postgres, "metrics"), Dead()).deliver(batch))
     answer.put(buried)
 
 
@@ -510,10 +513,163 @@ def test_a_connection_that_died_is_made_anew(postgres_settings: PostgresSettings
 
 def test_a_postgres_that_is_away_is_unavailable() -> None:
     """Nobody listens at the port: the world's fault, each time."""
-    writer = PostgresWriter(PostgresSettings(dsn="host=127.0.0.1 port=1 user=u dbname=d"))
+    writer = PostgresWriter(PostgresSettings(dsn="host=127.0.0.1 port=1 user=u dbname=d"), "metrics")
     for _ in range(2):
         with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
             writer.write([one("metrics", gauges("s", ("m", T0, 1.0)))])
+
+
+# PostgreSQL: errors and events among logs
+
+EVENT_COLUMNS = (
+    "tenant", "region", "service", "host", "severity_number", "severity_text", "event_name", "body", "attributes",
+    "resource_attributes", "trace_id", "span_id",
+)  # fmt: skip
+
+
+def kept(record: dict[str, Any]) -> bool:
+    return record["severity_number"] >= 17 or record["event_name"] != ""
+
+
+def as_event(record: dict[str, Any]) -> tuple[Any, ...]:
+    """The row that a record which fastavro decoded must be."""
+    time = effective(record["time"] or record["observed_time"], record["received_time"])
+    columns = [without_nul(record[column]) for column in EVENT_COLUMNS]
+    return time // 1000, record["event_id"].hex(), record["received_time"] // 1000, *columns
+
+
+def without_nul(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {without_nul(key): without_nul(text) for key, text in value.items()}
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
+
+
+def stored_events(store: Metrics, service: str) -> list[tuple[Any, ...]]:
+    """As `as_event` gives them, sorted."""
+    found = store.query(
+        "SELECT (extract(epoch FROM time) * 1000000)::bigint, event_id,"
+        f" (extract(epoch FROM received_time) * 1000000)::bigint, {', '.join(EVENT_COLUMNS)}"
+        " FROM events WHERE service = %s",
+        service,
+    )
+    return sorted(((time, event_id.hex, *rest) for time, event_id, *rest in found), key=lambda row: row[:2])
+
+
+def hard_logs(service: str) -> Any:
+    """Records on either side of what is kept, and of each field the values that are hard to keep."""
+    request = requests.logs(
+        "x", None, 7, -0.5, True, b"\0\xff", [1, ["a", None]], {"k": {"z": "\0"}}, "a\0b", "ü😀" * 99_999
+    )
+    [resource_logs] = request.resource_logs
+    resource_logs.resource.attributes[0].value.string_value = service
+    resource_logs.resource.attributes[1].value.string_value = "h\0ost"
+    added = resource_logs.scope_logs.add().log_records
+    for severity in (0, 1, 16, 17, 18, 24, 25):
+        added.add(time_unix_nano=T0 + severity, severity_number=severity, severity_text=f"s{severity}\0")
+    for severity in (0, 9):
+        added.add(time_unix_nano=T0, severity_number=severity, event_name="order.\0placed")
+    for time, observed in [
+        (0, 0),
+        (0, T0 + 7),
+        (1, T0 + 7),
+        (YEAR_2000_NS, 0),
+        (RECEIVED + DAY_NS + 1, 0),
+        ((1 << 64) - 1, 0),
+    ]:
+        added.add(time_unix_nano=time, observed_time_unix_nano=observed, severity_number=17)
+    odd = {"quote": "'\"\\", "nul\0key": "a\0b", "": "\x01\x1f", "{}": "null", "end": "\ud7ff\n\t"}
+    added.add(time_unix_nano=T0 + 1, severity_number=17, attributes=attributes(odd), trace_id=requests.TRACE_ID)
+    return request
+
+
+@pytest.fixture
+def events_writer(migrated: PostgresSettings) -> Iterator[PostgresWriter]:
+    writer = PostgresWriter(migrated, "logs")
+    yield writer
+    writer._store.session.close()
+
+
+def test_errors_and_events_are_kept_as_they_were_sent(metrics_store: Metrics, events_writer: PostgresWriter) -> None:
+    """Every column of every error and event reads back, NUL as U+FFFD; other log records are not there."""
+    service = new_service()
+    sent = encoded("logs", hard_logs(service))
+    assert events_writer.write(messages("logs", sent)) == sent.accepted
+    wanted = sorted((as_event(record) for record in records(sent) if kept(record)), key=lambda row: row[:2])
+    assert stored_events(metrics_store, service) == wanted
+    assert len(wanted) == sent.accepted - 3
+
+
+def test_an_event_that_comes_again_is_one_row(metrics_store: Metrics, events_writer: PostgresWriter) -> None:
+    """Redelivered in another cut, twice in one batch, by a new writer and with another region's copy: one row an id."""
+    service = new_service()
+    request = requests.logs(*range(5))
+    request.resource_logs[0].resource.attributes[0].value.string_value = service
+    first = messages("logs", encoded("logs", request))
+    copies = messages("logs", encoded("logs", request, received=RECEIVED + 5000, region="us"))
+    more = requests.logs("new")
+    more.resource_logs[0].resource.attributes[0].value.string_value = service
+    counted = [counts("events")]
+    for writer, batch in [
+        (events_writer, first),
+        (events_writer, [*copies, one("logs", more), *first]),
+        (PostgresWriter(metrics_store.settings, "logs"), [*first, *copies]),
+    ]:
+        assert writer.write(batch) == sum(int(message.headers["records"]) for message in batch)
+        counted.append(counts("events"))
+        writer._store.session.close()
+    assert steps(counted) == [(5, 0, 0, 0), (1, 0, 10, 0), (0, 0, 10, 0)]
+    found = stored_events(metrics_store, service)
+    assert len({row[1] for row in found}) == len(found) == 6
+
+
+def counts(table: str) -> tuple[float, ...]:
+    """Rows inserted, updated, unchanged and superseded, so far."""
+    return tuple(
+        counter.labels(table)._value.get()
+        for counter in (metrics.INSERTED, metrics.UPDATED, metrics.UNCHANGED, metrics.SUPERSEDED)
+    )
+
+
+def steps(counted: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """What each step added."""
+    return [tuple(b - a for a, b in zip(before, after, strict=True)) for before, after in itertools.pairwise(counted)]
+
+
+def test_logs_without_errors_and_events_need_no_database() -> None:
+    """The database is asked for what it keeps, and for nothing else."""
+    writer = PostgresWriter(PostgresSettings(dsn="host=127.0.0.1 port=1 user=u dbname=d"), "logs")
+    request = requests.logs("fine")
+    [record] = request.resource_logs[0].scope_logs[0].log_records
+    record.severity_number, record.event_name = 16, ""
+    assert writer.write([one("logs", request)] * 3) == 3
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
+        writer.write([one("logs", requests.logs("not fine"))])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda m: m._replace(value=m.value.replace(b"grabbed", b"gra\xffbed")),
+        lambda m: m._replace(value=m.value[:-1]),
+        lambda m: m._replace(headers=m.headers | {"records": b"2"}),
+    ],
+    ids=["inside", "cut short", "count"],
+)
+def test_a_batch_with_a_damaged_log_stores_no_event(
+    metrics_store: Metrics, events_writer: PostgresWriter, spoil: Callable[[Message], Message]
+) -> None:
+    """Rejected, and no row; the good messages alone are stored afterwards."""
+    service = new_service()
+    request = requests.logs("grabbed")
+    request.resource_logs[0].resource.attributes[0].value.string_value = service
+    good = [one("logs", request, received=RECEIVED + n) for n in range(3)]
+    with pytest.raises(Rejected):
+        events_writer.write([good[0], spoil(good[1]), good[2]])
+    assert stored_events(metrics_store, service) == []
+    assert events_writer.write(good) == 3
+    assert len(stored_events(metrics_store, service)) == 1
 
 
 # ClickHouse

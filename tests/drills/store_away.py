@@ -5,10 +5,10 @@ import time
 import psutil
 from confluent_kafka.admin import AdminClient
 
+from pipeline.agents.gaps import TOPICS
 from pipeline.kafka.groups import Groups
 from pipeline.kafka.reader import Reader
 from pipeline.local import Stack
-from pipeline.record import schema
 from pipeline.settings import Settings
 from tests.bench import measured
 from tests.drills.context import Context, Failed
@@ -19,7 +19,6 @@ AWAY_S, SHORT_AWAY_S = 900.0, 17.0  # longer than a session of 15 s: who left th
 BEFORE_S = 5.0
 DRAINED_WITHIN_S, SHORT_DRAINED_WITHIN_S = 600.0, 60.0
 ANSWERED_WITHIN_S = 60.0
-TOPICS = {"ch_writer": list(map(schema.topic, schema.SIGNALS)), "pg_writer": [schema.topic("metrics")]}
 STORES = {"clickhouse": "ch_writer", "postgres": "pg_writer"}
 
 
