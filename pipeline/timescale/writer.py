@@ -26,25 +26,33 @@ INSERT_SERIES = """
 AS_IT_IS = ()
 LIMIT_LIFTED = ("SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0",)
 # The later receipt wins, the id where two are equal: so any order of arrival, and any repetition, ends in the same row.
+# RETURNING does not tell of rows that are left alone: those whose place another event keeps are counted where it shows.
 UPSERT = """
     WITH written AS (
         INSERT INTO {table} AS held ({columns})
         SELECT DISTINCT ON (series_id, time) {columns} FROM {incoming}
         ORDER BY series_id, time, received_time DESC, event_id DESC
         ON CONFLICT (series_id, time) DO UPDATE SET ({values}) = ROW ({excluded})
-        WHERE (EXCLUDED.received_time, EXCLUDED.event_id) > (held.received_time, held.event_id)
+        WHERE CASE
+            WHEN (EXCLUDED.received_time, EXCLUDED.event_id) > (held.received_time, held.event_id) THEN true
+            WHEN EXCLUDED.event_id <> held.event_id THEN set_config({counter}, ({counted} + 1)::text, true) IS NULL
+            ELSE false
+        END
         RETURNING xmax = 0 AS inserted
     )
-    SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM written
+    SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted), {counted} FROM written
 """
+COUNTED = "coalesce(nullif(current_setting({counter}, true), ''), '0')::integer"
 
 
 class Table(NamedTuple):
-    """Rows for one table: its name, columns after the shared ones, how many rows, and the rows as binary COPY."""
+    """Rows for one table: its name, columns after the shared ones, how many rows, how many of them a later event of the
+    same series and time beats, and the rows as binary COPY."""
 
     name: str
     columns: tuple[str, ...]
     height: int
+    beaten: int
     rows: list[bytes]
 
 
@@ -118,12 +126,22 @@ def _write(
 def _tables(points: pl.DataFrame, joined: bytes) -> list[Table]:
     kind = pl.col("type").cast(pl.String)
     numbers = points.filter(kind.is_in(["gauge", "sum"]))
-    tables = [Table(*rows.POINTS_TABLE, numbers.height, list(rows.number_rows(numbers)))] if numbers.height else []
+    tables = []
+    if numbers.height:
+        tables.append(Table(*rows.POINTS_TABLE, numbers.height, _beaten(numbers), list(rows.number_rows(numbers))))
     for name, (table, columns) in rows.HISTOGRAM_TABLES.items():
         part = points.filter(kind == name)
         if part.height:
-            tables.append(Table(table, columns, part.height, list(rows.histogram_rows(part, joined, name))))
+            encoded = list(rows.histogram_rows(part, joined, name))
+            tables.append(Table(table, columns, part.height, _beaten(part), encoded))
     return tables
+
+
+def _beaten(points: pl.DataFrame) -> int:
+    """Of points sorted by series and time: how many have a later event of the same beside them."""
+    twin = (pl.col("series_id") == pl.col("series_id").shift()) & (pl.col("time") == pl.col("time").shift())
+    twins = int(points.select(twin.sum()).item())
+    return points.n_unique(["series_id", "time", "event_id"]) - (points.height - twins) if twins else 0
 
 
 def _series(joined: bytes, unknown: list[int]) -> list[tuple[object, ...]]:
@@ -167,6 +185,7 @@ def _upsert(cursor: psycopg.Cursor, table: Table) -> None:
     columns = [sql.Identifier(column) for column in (*rows.SHARED_COLUMNS, *table.columns)]
     values = columns[2:]
     comma = sql.SQL(", ")
+    counter = sql.Literal(f"pipeline.superseded_{table.name}")
     cursor.execute(
         sql.SQL(UPSERT).format(
             table=sql.Identifier(table.name),
@@ -174,9 +193,13 @@ def _upsert(cursor: psycopg.Cursor, table: Table) -> None:
             columns=comma.join(columns),
             values=comma.join(values),
             excluded=comma.join(sql.SQL("EXCLUDED.{}").format(column) for column in values),
+            counter=counter,
+            counted=sql.SQL(COUNTED).format(counter=counter),
         )
     )
-    inserted, updated = cursor.fetchone() or (0, 0)
+    inserted, updated, held_later = cursor.fetchone() or (0, 0, 0)
+    superseded = held_later + table.beaten
     metrics.INSERTED.labels(table.name).inc(inserted)
     metrics.UPDATED.labels(table.name).inc(updated)
-    metrics.UNCHANGED.labels(table.name).inc(table.height - inserted - updated)
+    metrics.SUPERSEDED.labels(table.name).inc(superseded)
+    metrics.UNCHANGED.labels(table.name).inc(table.height - inserted - updated - superseded)

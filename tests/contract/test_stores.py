@@ -251,6 +251,19 @@ def test_the_same_batch_again_changes_nothing(metrics_store: Metrics) -> None:
     assert metrics_store.query("SELECT count(*) FROM metric_series WHERE service = %s", service) == [(11,)]
 
 
+def counts(table: str) -> tuple[float, ...]:
+    """Rows inserted, updated, unchanged and superseded, so far."""
+    return tuple(
+        counter.labels(table)._value.get()
+        for counter in (metrics.INSERTED, metrics.UPDATED, metrics.UNCHANGED, metrics.SUPERSEDED)
+    )
+
+
+def steps(counted: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """What each step added."""
+    return [tuple(b - a for a, b in zip(before, after, strict=True)) for before, after in itertools.pairwise(counted)]
+
+
 Arrival = tuple[int, int, int, int]  # name, time, value, receipt: few of each, so that they meet
 
 
@@ -275,14 +288,39 @@ def test_the_later_receipt_wins_in_any_order_of_arrival(
     final = expected([point for part in sent for point in records(part)])
     writers = [metrics_store.another_writer() for _ in range(2)]
     turns = itertools.cycle(writers)
+    held: Held = {}
     for _ in range(2):  # the second time is a replay in another order
         chance.shuffle(sent)
-        queue = [message for part in sent for message in messages("metrics", part)]
-        for start in range(0, len(queue), at_once):
-            next(turns).write(queue[start : start + at_once])
+        for start in range(0, len(sent), at_once):
+            batch = sent[start : start + at_once]
+            before = counts("metrics_points")
+            next(turns).write([message for part in batch for message in messages("metrics", part)])
+            points = [point for part in batch for point in records(part)]
+            assert steps([before, counts("metrics_points")]) == [told_apart(points, held)]
     for writer in writers:
         writer._store._disconnect()
     assert metrics_store.rows(service) == final
+
+
+Held = dict[tuple[int, int], tuple[int, bytes]]  # receipt and event of each series and time
+
+
+def told_apart(points: list[dict[str, Any]], held: Held) -> tuple[int, ...]:
+    """Rows of one batch inserted, updated, unchanged and superseded; `held` becomes what they leave.
+
+    An event that did not win is superseded, once a batch; what else changes nothing is unchanged.
+    """
+    inserted = updated = superseded = 0
+    places = defaultdict(set)
+    for point in points:
+        places[point["series_id"], point["time"]].add((point["received_time"] // 1000, point["event_id"]))
+    for place, arrived in places.items():
+        before = held.get(place)
+        held[place] = max(arrived | ({before} if before else set()))
+        inserted += before is None
+        updated += before is not None and held[place] > before
+        superseded += len({event for _, event in arrived} - {held[place][1]})
+    return inserted, updated, len(points) - inserted - updated - superseded, superseded
 
 
 def test_a_later_receipt_replaces_points_of_every_kind(metrics_store: Metrics) -> None:
@@ -622,19 +660,6 @@ def test_an_event_that_comes_again_is_one_row(metrics_store: Metrics, events_wri
     assert steps(counted) == [(5, 0, 0, 0), (1, 0, 10, 0), (0, 0, 10, 0)]
     found = stored_events(metrics_store, service)
     assert len({row[1] for row in found}) == len(found) == 6
-
-
-def counts(table: str) -> tuple[float, ...]:
-    """Rows inserted, updated, unchanged and superseded, so far."""
-    return tuple(
-        counter.labels(table)._value.get()
-        for counter in (metrics.INSERTED, metrics.UPDATED, metrics.UNCHANGED, metrics.SUPERSEDED)
-    )
-
-
-def steps(counted: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """What each step added."""
-    return [tuple(b - a for a, b in zip(before, after, strict=True)) for before, after in itertools.pairwise(counted)]
 
 
 def test_logs_without_errors_and_events_need_no_database() -> None:
