@@ -1,10 +1,11 @@
 # Everything a newcomer types. `make` alone lists it.
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 RECORDS ?= 200000
+SCALE   ?= 1
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test lint bench bench-gateway drills clean prerequisites
+.PHONY: help demo up down status test lint bench bench-gateway bench-writers drills clean prerequisites
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
@@ -35,6 +36,9 @@ bench: .venv/stamp  ## records/s, CPU, p50/p99, RSS, against the numbers of the 
 
 bench-gateway: .venv/stamp  ## the gateway alone, closed and open loops; fails where a floor is missed
 	@$(BIN)/python -m tests.bench gateway
+
+bench-writers: .venv/stamp  ## catch-up of both writers from a filled topic (SCALE=1); fails where a floor is missed
+	@$(BIN)/python -m tests.bench writers --scale $(SCALE)
 
 drills: .venv/stamp  ## long drills, fuzz and soak, an hour or more; `python -m tests.drills --help` has short forms
 	@$(BIN)/python -m tests.drills

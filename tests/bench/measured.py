@@ -1,6 +1,7 @@
 """What the bench reads from processes, and how it shows a row."""
 
 import contextlib
+import math
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -30,18 +31,19 @@ def family(parent: psutil.Process) -> list[psutil.Process]:
 @contextlib.contextmanager
 def cpu(parent: psutil.Process) -> Iterator[Callable[[], float]]:
     """CPU seconds that a process and its children used inside the block."""
-
-    def total() -> float:
-        times = []
-        for one in family(parent):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times.append(sum(one.cpu_times()[:2]))
-        return sum(times)
-
-    before = total()
+    before = cpu_s(parent)
     result: list[float] = []
     yield lambda: result[0]
-    result.append(total() - before)
+    result.append(cpu_s(parent) - before)
+
+
+def cpu_s(parent: psutil.Process) -> float:
+    """CPU seconds that a process and its children have used, those included that have ended."""
+    times = []
+    for one in family(parent):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times.append(sum(one.cpu_times()[:4]))
+    return sum(times)
 
 
 def rss_mb(parent: psutil.Process) -> float:
@@ -55,10 +57,29 @@ def rss_mb(parent: psutil.Process) -> float:
 
 def counted(url: str, name: str) -> float:
     """The sum of a metric's samples called `name`, over all labels; 0 where there is none."""
+    return sum(sample.value for sample in _samples(url) if sample.name == name)
+
+
+def quantile(url: str, name: str, q: float) -> float:
+    """Of a histogram metric, over all labels, by linear interpolation within a bucket; 0 where it is empty."""
+    counts: dict[float, float] = {}
+    for sample in _samples(url):
+        if sample.name == f"{name}_bucket":
+            bound = float(sample.labels["le"])
+            counts[bound] = counts.get(bound, 0.0) + sample.value
+    lower, below = 0.0, 0.0
+    wanted = q * counts.get(math.inf, 0.0)
+    for bound, count in sorted(counts.items()):
+        if count >= wanted and count > below:
+            return lower if bound == math.inf else lower + (bound - lower) * (wanted - below) / (count - below)
+        lower, below = bound, count
+    return 0.0
+
+
+def _samples(url: str) -> Iterator[Any]:
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
-    families = text_string_to_metric_families(text)
-    return sum(sample.value for one in families for sample in one.samples if sample.name == name)
+    return (sample for one in text_string_to_metric_families(text) for sample in one.samples)
 
 
 def show(rows: Sequence[Row], columns: Sequence[str]) -> None:
