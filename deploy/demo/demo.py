@@ -40,6 +40,7 @@ PROBES_SEEN_WITHIN_S = 15.0
 ACCEPTED = "pipeline_gateway_accepted_records"
 POINT_TABLES = ("metrics_points", "metrics_histograms", "metrics_exponential_histograms", "metrics_summaries")
 POINTS = " + ".join(f"(SELECT count(*) FROM {table})" for table in POINT_TABLES)
+EVENTS = "SELECT count() FROM logs WHERE severity_number >= 17 OR event_name != ''"  # what PostgreSQL keeps of them
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -172,6 +173,8 @@ def _catch_up(demo: Settings, sent: closing.Counts) -> None:
             }
             stored = postgres.execute(f"SELECT {POINTS}").fetchone()
             left["metrics in PostgreSQL"] = sent["metrics"] - (stored[0] if stored else 0)
+            kept = postgres.execute("SELECT count(*) FROM events").fetchone()
+            left["events in PostgreSQL"] = client.query(EVENTS).result_rows[0][0] - (kept[0] if kept else 0)
             waiting = sum(max(0, number) for number in left.values())
             if waiting == 0:
                 tell("writers: caught up")

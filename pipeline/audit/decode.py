@@ -28,7 +28,14 @@ HEADER = {
 }
 EVENT_ID = {"name": "event_id", "type": {"type": "fixed", "name": "event_id", "size": 16}}
 NEEDED: dict[Signal, tuple[str, list[dict[str, Any]]]] = {
-    "logs": ("log_record", [{"name": name, "type": "long"} for name in ("received_time", "time", "observed_time")]),
+    "logs": (
+        "log_record",
+        [
+            *({"name": name, "type": "long"} for name in ("received_time", "time", "observed_time")),
+            {"name": "severity_number", "type": "int"},
+            {"name": "event_name", "type": "string"},
+        ],
+    ),
     "traces": ("span", [{"name": name, "type": "long"} for name in ("received_time", "start_time")]),
     "metrics": (
         "metric_point",

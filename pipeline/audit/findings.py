@@ -6,7 +6,7 @@ is, then everywhere.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ Elsewhere = Callable[[Ids], Bools]  # which of some sorted ids Kafka holds outsi
 class Findings:
     """Counts of distinct event_ids, but for `rows` and `expired`, which count rows received in the window.
 
+    expected         in Kafka, and of the kind that the store keeps
     missing          in Kafka, and in the store for no reason that may be
     extra            in the store, and nowhere in Kafka
     duplicates       more than one visible row
@@ -36,6 +37,7 @@ class Findings:
     `by_minute` has the receipt minutes with a missing, extra or duplicate id. `examples` has at most 10 a kind.
     """
 
+    expected: int
     rows: int
     missing: int
     extra: int
@@ -75,6 +77,7 @@ class _Surplus:
 
 def compare(kafka: Kafka, store: Store, window: Window, elsewhere: Elsewhere, progress: Progress) -> Findings:
     """Read the store and judge it; `elsewhere` is asked only about rows that match nothing that was read."""
+    kafka = replace(kafka, known=kafka.known.where(store.keeps(kafka.known)))
     known = kafka.known
     near = window.padded(PADDING_US)
     # What is older than Kafka's records and than its retention can only be expired: it is counted, not fetched.
@@ -98,6 +101,7 @@ def compare(kafka: Kafka, store: Store, window: Window, elsewhere: Elsewhere, pr
     twice = np.flatnonzero((matching.seen > 1) & known.inside)
     twins, doubled = twice[known.timeless[twice]], twice[~known.timeless[twice]]
     return Findings(
+        expected=int(known.inside.sum()),
         rows=rows,
         missing=len(lacking.missing),
         extra=len(surplus.extra.ids),

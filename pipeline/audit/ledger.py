@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.kafka.reader import Message
 # design, section 3: a record whose own time is missing, before 2000 or more than a day ahead stands at its receipt time
 SANE_FROM_NS = 946_684_800 * 10**9
 SANE_AHEAD_NS = 86_400 * 10**9
+ERROR = 17  # OTLP SeverityNumber
 
 
 class Place(NamedTuple):
@@ -34,6 +35,9 @@ class Points:
     time_us: Ints
     kind: NDArray[np.uint8]
 
+    def where(self, kept: Bools) -> "Points":
+        return Points(self.series_id[kept], self.time_us[kept], self.kind[kept])
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -50,6 +54,14 @@ class Known:
     partition: NDArray[np.int32]
     offset: Ints
     points: Points | None
+    event: Bools | None  # of log records: errors, and those with an event_name
+
+    def where(self, kept: Bools) -> "Known":
+        """A part of the ids."""
+        if kept.all():
+            return self
+        arrays = {f.name: each[kept] for f in fields(self) if isinstance(each := getattr(self, f.name), np.ndarray)}
+        return replace(self, **arrays, points=self.points.where(kept) if self.points else None)
 
     def place(self, index: int) -> Place:
         return Place(self.topics[self.topic[index]], int(self.partition[index]), int(self.offset[index]))
@@ -66,6 +78,7 @@ class Ledger:
         self._received_us = array("q")
         self._message = array("I")
         self._series_id, self._time_us, self._kind = array("q"), array("q"), bytearray()
+        self._event = bytearray()
         self._inside = bytearray()
         self._minute = array("q")
         self._topic, self._partition, self._offset = array("H"), array("i"), array("q")
@@ -90,6 +103,8 @@ class Ledger:
             stands = [t if ok else now for t, ok, now in zip(sent, sane, received, strict=True)]
             self._time_us.extend([time // 1000 for time in stands])
             self._kind.extend([KINDS.index(record["type"]) for record in records])
+        if self._signal == "logs":
+            self._event.extend([record["severity_number"] >= ERROR or record["event_name"] != "" for record in records])
 
     def known(self) -> Known:
         ids = ids_of(self._ids)
@@ -102,7 +117,9 @@ class Ledger:
         inside = np.frombuffer(self._inside, np.uint8)[message[order]]
         timeless = np.frombuffer(self._timeless, np.uint8)[order]
         firsts = np.flatnonzero(np.concatenate(([True], last[:-1]))) if len(ids) else np.empty(0, np.intp)
-        points = None
+        points = event = None
+        if self._signal == "logs":
+            event = np.frombuffer(self._event, bool)[latest]
         if self._signal == "metrics":
             kind = np.frombuffer(self._kind, np.uint8)[latest]
             points = Points(np.asarray(self._series_id)[latest], np.asarray(self._time_us)[latest], kind)
@@ -117,6 +134,7 @@ class Ledger:
             partition=np.asarray(self._partition)[message[latest]],
             offset=np.asarray(self._offset)[message[latest]],
             points=points,
+            event=event,
         )
 
 

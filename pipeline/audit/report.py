@@ -12,7 +12,17 @@ from pipeline.audit.topics import Kafka
 from pipeline.audit.window import Window
 
 KAFKA_ROWS = ("messages", "records", "distinct", "unreadable")
-STORE_ROWS = ("rows", "missing", "extra", "duplicates", "timeless_twins", "superseded", "dead_lettered", "expired")
+STORE_ROWS = (
+    "expected",
+    "rows",
+    "missing",
+    "extra",
+    "duplicates",
+    "timeless_twins",
+    "superseded",
+    "dead_lettered",
+    "expired",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +135,8 @@ class Report:
         )
 
     def _table(self) -> Table:
-        """A column for each store of a signal: four fit into 80 characters."""
-        table = Table(show_edge=False)
+        """A column for each store of a signal: five fit into 80 characters."""
+        table = Table(show_edge=False, pad_edge=False)
         table.add_column("")
         columns: list[list[int]] = []
         for name, signal in self.signals.items():

@@ -16,13 +16,14 @@ from pipeline.settings import Settings
 from pipeline.timescale import connection
 
 VIEWS: dict[Signal, str] = {"logs": "logs", "traces": "traces", "metrics": "metrics"}
-TABLES = {  # of PostgreSQL, by kind of point
+TABLE_OF = {  # of PostgreSQL, by kind of point
     "gauge": "metrics_points",
     "sum": "metrics_points",
     "histogram": "metrics_histograms",
     "exponential_histogram": "metrics_exponential_histograms",
     "summary": "metrics_summaries",
 }
+TABLES: dict[Signal, list[str]] = {"metrics": sorted(set(TABLE_OF.values())), "logs": ["events"]}  # of PostgreSQL
 ROWS_AT_ONCE = 1 << 16
 POINTS_AT_ONCE = 5000
 EPOCH_2000_US = 946_684_800 * 10**6
@@ -51,14 +52,18 @@ class Store(Protocol):
         """
         ...
 
+    def keeps(self, known: Known) -> Bools:
+        """Which ids it is to hold."""
+        ...
+
     def close(self) -> None: ...
 
 
 def of(signal: Signal, settings: Settings) -> Iterator[Store]:
     """The stores that keep the signal, one after the other; each must be closed."""
     yield ClickHouse(settings, VIEWS[signal])
-    if signal == "metrics":
-        yield Postgres(settings)
+    if signal in TABLES:
+        yield Postgres(settings, TABLES[signal])
 
 
 class ClickHouse:
@@ -89,6 +94,9 @@ class ClickHouse:
     def superseded(self, known: Known, places: Ints) -> Bools:
         return np.zeros(len(places), bool)
 
+    def keeps(self, known: Known) -> Bools:
+        return np.ones(len(known.ids), bool)
+
     def close(self) -> None:
         self._client.close()
 
@@ -111,11 +119,12 @@ class ClickHouse:
 class Postgres:
     name = "postgres"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tables: Sequence[str]) -> None:
+        self._tables = tables
         self._connection = connection.connect(settings.postgres)
 
     def rows(self, received: Window) -> Iterator[Rows]:
-        for table in sorted(set(TABLES.values())):
+        for table in self._tables:
             query = f"COPY (SELECT event_id, received_time FROM {table} WHERE {self._in(received)}) TO STDOUT (FORMAT BINARY)"  # noqa: S608, E501
             with self._translated(), self._connection.cursor() as cursor, cursor.copy(query.encode()) as copy:
                 pieces = bytearray()
@@ -128,7 +137,7 @@ class Postgres:
 
     def count(self, received: Window) -> int:
         total = 0
-        for table in sorted(set(TABLES.values())):
+        for table in self._tables:
             with self._translated():
                 query = f"SELECT count(*) FROM {table} WHERE {self._in(received)}"  # noqa: S608
                 total += (self._connection.execute(query.encode()).fetchone() or (0,))[0]
@@ -139,7 +148,7 @@ class Postgres:
         found = np.zeros(len(places), bool)
         if points is None:
             return found
-        table_of = np.array([TABLES[kind] for kind in KINDS])[points.kind[places]]
+        table_of = np.array([TABLE_OF[kind] for kind in KINDS])[points.kind[places]]
         for table in np.unique(table_of):
             rows = np.flatnonzero(table_of == table)
             for first in range(0, len(rows), POINTS_AT_ONCE):
@@ -169,6 +178,10 @@ class Postgres:
         found[numbers] = True
         return found
 
+    def keeps(self, known: Known) -> Bools:
+        """All points; of log records errors and events."""
+        return np.ones(len(known.ids), bool) if known.event is None else known.event
+
     def close(self) -> None:
         self._connection.close()
 
@@ -185,7 +198,8 @@ class Postgres:
                 yield
         except (connection.Error, Rejected) as error:
             reason = " ".join(str(error).split())[:300]
-            raise Misconfigured(f"PostgreSQL cannot read the metrics: {reason} Run `pipeline migrate up`.") from error
+            tables = ", ".join(self._tables)
+            raise Misconfigured(f"PostgreSQL cannot read {tables}: {reason} Run `pipeline migrate up`.") from error
 
 
 def _copied(pieces: bytearray) -> Sequence[Rows]:

@@ -15,7 +15,17 @@ from pipeline.errors import Misconfigured, Unavailable
 from pipeline.settings import ClickHouseSettings, KafkaSettings, Settings
 from tests.audit.world import HOUR_AGO_NS, MINUTE_NS, World, file, record
 
-COUNTS = ("rows", "missing", "extra", "duplicates", "timeless_twins", "superseded", "dead_lettered", "expired")
+COUNTS = (
+    "expected",
+    "rows",
+    "missing",
+    "extra",
+    "duplicates",
+    "timeless_twins",
+    "superseded",
+    "dead_lettered",
+    "expired",
+)
 
 
 def command(settings: Settings, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -55,10 +65,11 @@ def test_stored_and_redelivered_is_clean(world: World) -> None:
     assert answer.returncode == 0, answer.stderr
     report = json.loads(answer.stdout)
     assert report["verdict"] == "clean"
-    for signal, stores in {"logs": 1, "traces": 1, "metrics": 2}.items():
+    for signal, rows in {"logs": [50, 0], "traces": [50], "metrics": [50, 50]}.items():
         about = report["signals"][signal]
         assert [about["kafka"][count] for count in ("messages", "records", "distinct")] == [2, 100, 50]
-        assert [store["rows"] for store in about["stores"].values()] == [50] * stores
+        assert [store["rows"] for store in about["stores"].values()] == rows
+        assert [store["expected"] for store in about["stores"].values()] == rows
 
 
 def test_a_missing_and_an_alien_row_are_named(world: World) -> None:
@@ -112,6 +123,27 @@ def test_a_superseded_point_is_not_missing_from_postgres(world: World) -> None:
     world.store("metrics", [other])
     found = world.found("metrics", "postgres")
     assert (found["verdict"], found["superseded"], found["missing"]) == ("difference", 0, 2)
+
+
+def test_of_logs_postgres_keeps_errors_and_events(world: World) -> None:
+    """They are missing where they are not in `events`; any other log record there is extra."""
+    plain, error, event = (
+        record("logs", 1, severity_number=16),
+        record("logs", 2, severity_number=17),
+        record("logs", 3, event_name="e"),
+    )
+    world.publish("logs", [plain, error, event])
+    world.store("logs", [plain, error, event])
+    world.store_events([error])
+    found = world.found("logs", "postgres")
+    assert (found["verdict"], found["expected"], found["rows"], found["missing"]) == ("difference", 2, 1, 1)
+    assert [example["event_id"] for example in found["examples"]["missing"]] == [event["event_id"].hex()]
+    world.store_events([event])
+    found = world.found("logs", "postgres")
+    assert (found["verdict"], found["expected"], found["rows"], found["kafka"]["distinct"]) == ("clean", 2, 2, 3)
+    world.store_events([plain])
+    found = world.found("logs", "postgres")
+    assert (found["verdict"], found["missing"], found["extra"]) == ("difference", 0, 1)
 
 
 def test_dead_letters_excuse_their_store(world: World) -> None:

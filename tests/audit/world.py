@@ -103,6 +103,15 @@ class World:
                 ),
             )  # fmt: skip
 
+    def store_events(self, records: Sequence[Record]) -> None:
+        """Log records into PostgreSQL."""
+        epoch = "timestamptz 'epoch' + %s * interval '1 microsecond'"
+        for one in records:
+            self.postgres.execute(
+                f"INSERT INTO events VALUES ({epoch}, %s, '', '', '', '', 17, '', '', '', '{{}}', '{{}}', '', '', {epoch})".encode(),
+                (one["time"] // 1000, one["event_id"].hex(), one["received_time"] // 1000),
+            )
+
     def audit(self, *signals: Any, start_ns: int | None = None, end_ns: int | None = None) -> Report:
         bounds = (None if bound is None else bound // 1000 for bound in (start_ns, end_ns))
         return audit(self.settings, signals=signals, window=Window(*bounds))
