@@ -17,7 +17,7 @@ Counts = Mapping[str, int]  # by signal
 
 @dataclass(frozen=True)
 class Row:
-    """One signal from the SDK to the stores; None where nobody looked (PostgreSQL keeps no traces, and of logs errors and events)."""
+    """One signal from the SDK to the stores; None where nobody looked: PostgreSQL keeps metrics, errors and events."""
 
     sent: int
     accepted: int

@@ -60,7 +60,9 @@ class Known:
         """A part of the ids."""
         if kept.all():
             return self
-        arrays = {f.name: each[kept] for f in fields(self) if isinstance(each := getattr(self, f.name), np.ndarray)}
+        arrays: dict[str, Any] = {
+            f.name: each[kept] for f in fields(self) if isinstance(each := getattr(self, f.name), np.ndarray)
+        }
         return replace(self, **arrays, points=self.points.where(kept) if self.points else None)
 
     def place(self, index: int) -> Place:
