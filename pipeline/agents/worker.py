@@ -46,6 +46,7 @@ IN_FLIGHT = 2  # batches at the store: one insert stream keeps one core of Click
 TAKE_MESSAGES = 100  # at once
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
 FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
+FETCH_WAIT_MS = 20
 DEAD_LETTER_WITHIN_S = 30.0
 NAP_S = 0.02
 LEAVE_WITHIN_S = 5.0
@@ -203,7 +204,7 @@ class _Agents:
         @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
             if not self._assigned:
-                _shorten_nap(app.consumer)
+                _shorten_waits(app.consumer)
                 self._watch_offsets(app.consumer)
             self._assigned = True
 
@@ -351,14 +352,19 @@ async def _begin(consumer: Any, place: Any) -> None:
         await consumer._commit({place: await consumer.position(place)})
 
 
-def _shorten_nap(consumer: Any) -> None:
-    """Where every partition is paused Faust's consumer sleeps a whole second, in which our buffers run dry."""
+def _shorten_waits(consumer: Any) -> None:
+    """Where every partition is paused Faust's consumer sleeps a whole second, in which our buffers run dry.
+
+    And a broker is asked one thing at a time: where only idle partitions are left to ask for, it would answer after
+    1.5 s, and the busy ones wait behind them.
+    """
     sleep = consumer.sleep
 
     async def nap(seconds: float) -> None:
         await sleep(NAP_S if seconds == 1 and isinstance(seconds, int) else seconds)  # intervals are floats
 
     consumer.sleep = nap
+    consumer._thread._consumer._fetcher._fetch_max_wait_ms = FETCH_WAIT_MS
 
 
 def _stop_process(reason: str, code: int) -> NoReturn:
