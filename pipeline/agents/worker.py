@@ -53,7 +53,7 @@ LEAVE_WITHIN_S = 5.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
-def run_writer(process: str, settings: Settings, number: int) -> None:
+def run_writer(process: str, settings: Settings, number: int) -> NoReturn:
     """Consume until SIGTERM or SIGINT; what was not committed by the store is redelivered to the next process."""
     _give_memory_back()
     own: WriterSettings = getattr(settings, process)
@@ -73,7 +73,16 @@ def run_writer(process: str, settings: Settings, number: int) -> None:
         worker = faust.Worker(
             app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True, stdout=sys.stderr
         )
+        code = _run(worker)
+    sys.stderr.flush()
+    os._exit(code)  # Python would wait for threads, and those for a store that is silent
+
+
+def _run(worker: faust.Worker) -> int:
+    try:
         worker.execute_from_commandline()
+    except SystemExit as ended:
+        return int(ended.code or 0)
 
 
 def _give_memory_back() -> None:
