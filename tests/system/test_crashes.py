@@ -7,7 +7,6 @@ stopped keeps a dead letter unacknowledged.
 import re
 import signal
 import socket
-import struct
 import threading
 import time
 import uuid
@@ -18,7 +17,6 @@ from typing import Any, Literal
 import psutil
 import psycopg
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from pipeline import migrations, topics
 from pipeline.audit import audit
@@ -29,6 +27,7 @@ from pipeline.kafka.reader import Reader
 from pipeline.local import Stack
 from pipeline.record.schema import Signal
 from pipeline.settings import ClickHouseSettings, KafkaSettings, PostgresSettings, Settings, WriterSettings
+from tests.agents.group import Group
 from tests.agents.process import Process, send, until
 from tests.audit.conftest import remove_topics
 from tests.conftest import free_ports
@@ -39,29 +38,39 @@ from tests.otlp.requests import T0
 Hold = Literal["request", "answer"]
 ACKNOWLEDGED_S = 0.15  # from the store's answer to the acknowledgement; the next commit is up to a second away
 TRIES = 5
+STOPS_WITHIN_S = 5.0
 
 
 class Proxy:
-    """A store's port, from which one request, or the answer to it, can be held back."""
+    """A store's port, at which requests, or the answers to them, can be held back, and which can be closed."""
 
     def __init__(self, port: int, target: int) -> None:
         self.met = threading.Event()
         self._wanted: tuple[re.Pattern[bytes], Hold] | None = None
         self._go_on = threading.Event()
+        self._closed = False
         self._target = target
         self._open: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", port))
         threading.Thread(target=self._accept, daemon=True).start()
 
     def arm(self, marker: re.Pattern[bytes], hold: Hold) -> None:
-        """Hold back the next request that holds `marker`, or its answer; `met` says when that was done."""
+        """Hold back requests that hold `marker`, or their answers; `met` says when the first was."""
         self._go_on.clear()
         self.met.clear()
         self._wanted = marker, hold
 
+    def refuse(self) -> None:
+        """End every connection, those that are made later too; `met` says when the first of these came."""
+        self.met.clear()
+        self._closed = True
+        for each in self._open:
+            each.close()
+
     def release(self) -> None:
         """Let everything through again."""
         self._wanted = None
+        self._closed = False
         self._go_on.set()
 
     def close(self) -> None:
@@ -74,6 +83,10 @@ class Proxy:
         while True:
             try:
                 client, _ = self._server.accept()
+                if self._closed:
+                    client.close()
+                    self.met.set()
+                    continue
                 store = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
@@ -100,7 +113,6 @@ class Proxy:
         wanted = self._wanted
         if wanted is None or not wanted[0].search(data):
             return
-        self._wanted = None
         if wanted[1] == "request":
             self.met.set()
             self._go_on.wait(30)
@@ -132,10 +144,20 @@ class Writer:
             own["postgres"] = PostgresSettings(dsn=psycopg.conninfo.make_conninfo(dsn, port=port))
             self.signal, self.insert, self.commit = "metrics", re.compile(rb"COPY "), re.compile(rb"COMMIT")
         self.proxy = Proxy(port, target)
-        self.process = Process(name, world.model_copy(update=own))
+        self._settings = world.model_copy(update=own)
+        self.process = Process(name, self._settings)
+        self.group = Group(world.kafka.bootstrap_servers, name)
         self.name, self._world = name, world
         self.topic = f"{self.signal}_raw"
         self.process.start()
+
+    def another(self) -> Process:
+        """A second process of the same writer, started."""
+        [port] = free_ports(1)
+        own = getattr(self._settings, self.name).model_copy(update={"health_port": port})
+        process = Process(self.name, self._settings.model_copy(update={self.name: own}))
+        process.start()
+        return process
 
     def send(self, *more: Message) -> int:
         """One new message and these into partition 0, at once; return the offset of the first."""
@@ -167,10 +189,10 @@ class Writer:
 
     def kill(self) -> None:
         """SIGKILL; the group is told at once, as its session's end would tell it after 15 s."""
-        self.process.child.send_signal(signal.SIGKILL)
+        self.process.child.kill()
         self.process.child.wait()
         self.proxy.release()
-        _leave(self._world.kafka.bootstrap_servers, self.name)
+        self.group.leave(self.group.members())
 
     @contextmanager
     def kafka_stopped(self) -> Iterator[None]:
@@ -196,21 +218,6 @@ class Writer:
     def close(self) -> None:
         self.process.close()
         self.proxy.close()
-
-
-def _leave(servers: str, group: str) -> None:
-    """Send LeaveGroup for every member. Source: Kafka protocol guide, LeaveGroup request, version 1."""
-    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-    described = admin.describe_consumer_groups([group])[group].result()
-    host, _, port = servers.partition(":")
-    for member in described.members:
-        words = b"".join(
-            struct.pack(">h", len(word)) + word for word in (b"test", group.encode(), member.member_id.encode())
-        )
-        body = struct.pack(">hhi", 13, 1, 1) + words
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(struct.pack(">i", len(body)) + body)
-            connection.recv(64)
 
 
 @pytest.fixture(scope="module")
@@ -337,8 +344,72 @@ def test_a_writer_killed_at_any_point_loses_and_doubles_nothing(
     """After SIGKILL the next process stores everything once, commits to the end, and the audit is clean."""
     crash(writer)
     revive(writer)
+    all_is_stored_once(writer)
+
+
+def while_one_joins(writer: Writer) -> None:
+    """The first holds a batch and is killed before the group has settled; the second goes on alone."""
+    first, members = writer.process, writer.group.members()
+    writer.proxy.arm(writer.commit, "answer")
+    writer.send()
+    assert writer.proxy.met.wait(20)
+    writer.process = writer.another()
+    until(writer.group.rebalancing, "nobody joined")
+    first.close()
+    writer.group.leave(members)
+    writer.proxy.release()
+
+
+def while_one_leaves(writer: Writer) -> None:
+    """Both hold batches; the second is told to stop, the first killed before the group has settled."""
+    members, second = writer.group.members(), writer.another()
+    until(lambda: writer.group.settled(2), "the second did not join")
+    writer.proxy.arm(writer.commit, "answer")
+    writer.send(*(writer.message()._replace(partition=n) for n in range(1, 4)))
+    assert writer.proxy.met.wait(20)
+    second.child.terminate()
+    until(writer.group.rebalancing, "nobody left")
+    writer.process.close()
+    writer.group.leave(members)
+    writer.proxy.release()
+    second.ended()
+    writer.process.start()
+
+
+MOVES = [while_one_joins, while_one_leaves]
+
+
+@pytest.mark.parametrize("crash", MOVES, ids=[move.__name__ for move in MOVES])
+def test_a_writer_killed_while_its_group_rebalances_loses_and_doubles_nothing(
+    writer: Writer, crash: Callable[[Writer], None]
+) -> None:
+    """Batches that were in flight when their partitions moved are stored once, and the audit is clean."""
+    crash(writer)
+    all_is_stored_once(writer)
+
+
+@pytest.mark.parametrize("store", ["refuses", "is silent"])
+def test_a_writer_told_to_stop_while_its_store_is_away_stops_at_once(writer: Writer, store: str) -> None:
+    """SIGTERM does not wait for the store; the batch is stored by the next process."""
+    if store == "refuses":
+        writer.proxy.refuse()
+    else:
+        writer.proxy.arm(writer.insert, "request")
+    offset = writer.send()
+    assert writer.proxy.met.wait(20)
+    told = time.monotonic()
+    code, _ = writer.process.stop()
+    took_s = time.monotonic() - told
+    assert (code, took_s < STOPS_WITHIN_S) == (0, True), f"{took_s:.1f} s"
+    writer.proxy.release()
+    assert writer.committed() <= offset
+    writer.process.start()
+    all_is_stored_once(writer)
+
+
+def all_is_stored_once(writer: Writer) -> None:
     end = writer.send() + 1
-    until(lambda: writer.committed() == end, "the successor did not come to the end")
+    until(lambda: writer.committed() == end, "nobody came to the end")
     found = writer.audited()
     assert found["clean"], found
     assert (found["missing"], found["duplicates"], found["extra"]) == (0, 0, 0)
