@@ -26,17 +26,15 @@ FROM logs WHERE service = 'checkout' AND severity_number >= 17
 ORDER BY timestamp DESC, event_id LIMIT 5"""
 
 P99 = """\
-SELECT minute, sum(n)::bigint AS orders, round(histogram_quantile(0.99, bounds, array_agg(n ORDER BY bucket))::numeric, 2) AS p99_ms
+SELECT minute, sum(count)::bigint AS orders, round(histogram_quantile(0.99, histogram_sum(buckets))::numeric, 2) AS p99_ms
 FROM (
-    SELECT date_trunc('minute', h.time) AS minute, h.explicit_bounds AS bounds, b.bucket, sum(b.n)::bigint AS n
-    FROM metrics_histograms AS h
-    JOIN metric_series AS s USING (series_id),
-    unnest(h.bucket_counts) WITH ORDINALITY AS b (n, bucket)
-    WHERE s.metric_name = 'checkout.order.duration' AND s.temporality = 'delta'
-    GROUP BY 1, 2, 3
-) AS buckets
-GROUP BY minute, bounds
-ORDER BY minute"""  # noqa: E501
+    SELECT date_trunc('minute', time) AS minute, count, (explicit_bounds, bucket_counts)::explicit_histogram AS buckets
+    FROM metrics_histograms
+    JOIN metric_series USING (series_id)
+    WHERE metric_name = 'checkout.order.duration' AND temporality = 'delta'
+) AS points
+GROUP BY minute
+ORDER BY minute"""
 
 TOP = """\
 SELECT metric_name, any(type) AS type, uniqExact(series_id) AS series, count() AS points

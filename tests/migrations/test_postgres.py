@@ -4,7 +4,6 @@ import datetime
 import random
 import uuid
 
-import numpy as np
 import psycopg
 import pytest
 
@@ -60,6 +59,12 @@ def test_every_points_table_has_one_key_and_no_other_burden(metrics_database: ps
             "SELECT contype FROM pg_constraint WHERE conrelid = %s::regclass AND contype IN ('f', 'p', 'u')", (table,)
         ).fetchall()
         assert [kind if isinstance(kind, str) else kind.decode() for (kind,) in keys] == ["p"]
+
+
+def test_events_have_one_key(metrics_database: psycopg.Connection) -> None:
+    """By time first, and no second index: what comes again is found where readers look."""
+    found = metrics_database.execute("SELECT indexdef FROM pg_indexes WHERE tablename = 'events'").fetchall()
+    assert [index.partition(" USING ")[2] for (index,) in found] == ['btree ("time", event_id)']
 
 
 def test_any_time_is_taken(metrics_database: psycopg.Connection) -> None:
@@ -134,41 +139,42 @@ def test_the_newest_minute_is_there_at_once(metrics_database: psycopg.Connection
     ).fetchall() == [(1, 3.0, 3.0, 3.0, 3.0)]
 
 
-QUANTILES: list[tuple[float, list[float] | None, list[int], float | None]] = [
-    (0.5, [1, 2, 4], [10, 10, 0, 0], 1.0),
-    (0.75, [1, 2, 4], [10, 10, 0, 0], 1.5),
-    (0.25, [1, 2, 4], [10, 10, 0, 0], 0.5),
-    (0.99, [1, 2, 4], [0, 0, 0, 5], 4.0),  # the last bucket is open: its lower bound is all that is known
-    (0.5, [-1, 1], [10, 0, 0], -1.0),  # so is the first, below zero
-    (1.0, [1, 2], [0, 4, 0], 2.0),
-    (0.0, [1, 2], [0, 4, 0], 1.0),
-    (0.5, [1, 2], [0, 0, 0], None),
-    (0.5, [], [7], None),
-    (0.5, [1, 2], [1, 2], None),
-    (1.5, [1, 2], [0, 4, 0], None),
-    (0.5, None, [1], None),
-]
+EXPLICIT = "(explicit_bounds, bucket_counts)::explicit_histogram AS buckets FROM metrics_histograms"
+EXPONENTIAL = """
+    (scale, zero_count, zero_threshold, positive_offset, positive_counts, negative_offset, negative_counts)
+    ::exponential_histogram AS buckets FROM metrics_exponential_histograms
+"""
+BETWEEN = "histogram_delta(lag(buckets) OVER (PARTITION BY series_id ORDER BY time), buckets)"
 
 
-def test_histogram_quantile_by_hand(metrics_database: psycopg.Connection) -> None:
-    """Linear interpolation inside a bucket, the open buckets and the cases without an answer."""
-    for q, bounds, counts, quantile in QUANTILES:
-        assert metrics_database.execute(
-            "SELECT histogram_quantile(%s, %s::double precision[], %s::bigint[])", (q, bounds, counts)
-        ).fetchone() == (quantile,), (q, bounds, counts)
-
-
-def test_histogram_quantile_by_numpy(metrics_database: psycopg.Connection) -> None:
-    """For random histograms it is the inverse of the piecewise linear distribution."""
-    chance = np.random.default_rng(5)
-    for _ in range(30):
-        bounds = np.cumsum(chance.uniform(0.1, 3, size=8))
-        counts = chance.integers(1, 50, size=8)
-        q = float(chance.uniform(0.01, 0.99))
-        expected = np.interp(q * counts.sum(), [0, *np.cumsum(counts)], [0, *bounds])
-        row = metrics_database.execute(
-            "SELECT histogram_quantile(%s, %s::double precision[], %s::bigint[])",
-            (q, bounds.tolist(), [*counts.tolist(), 0]),
-        ).fetchone()
-        assert row
-        assert row[0] == pytest.approx(expected)
+def test_histograms_add_up_over_series_and_time(metrics_database: psycopg.Connection) -> None:
+    """Quantiles by minute over two series: of all counts, and of what came between the points of cumulative ones."""
+    one, other = new_series(2)
+    times = [START + datetime.timedelta(seconds=seconds) for seconds in (0, 30, 60)]
+    counts = {one: [[5, 0, 0], [5, 10, 0], [5, 10, 20]], other: [[0, 0, 0], [10, 0, 0], [10, 20, 0]]}
+    for series, of_series in counts.items():
+        for time, each in zip(times, of_series, strict=True):
+            shared = "(%s, %s, gen_random_uuid(), 'eu', now(), 0, 0, 0, 0"
+            metrics_database.execute(
+                f"INSERT INTO metrics_histograms VALUES {shared}, '{{1,2}}', %s)".encode(), (time, series, each)
+            )
+            metrics_database.execute(
+                f"INSERT INTO metrics_exponential_histograms VALUES {shared}, 0, 0, 0, 0, %s, 0, '{{}}')".encode(),
+                (time, series, each),
+            )
+    for buckets, source, first, second in [
+        ("buckets", EXPLICIT, 7.5 / 20, 1 + 1.25 / 30),
+        (BETWEEN, EXPLICIT, 0.5, 1.5),
+        (BETWEEN, EXPONENTIAL, 2**0.5, 2**1.5),
+    ]:
+        found = metrics_database.execute(
+            f"""
+            SELECT date_trunc('minute', time), histogram_quantile(0.25, histogram_sum(buckets))
+            FROM (
+                SELECT time, {buckets} AS buckets FROM (SELECT time, series_id, {source}) AS kept WHERE series_id = ANY (%s)
+            ) AS used
+            GROUP BY 1 ORDER BY 1
+            """.encode(),
+            ([one, other],),
+        )
+        assert found.fetchall() == [(START, pytest.approx(first)), (times[2], pytest.approx(second))]
