@@ -26,7 +26,8 @@ FROM logs WHERE service = 'checkout' AND severity_number >= 17
 ORDER BY timestamp DESC, event_id LIMIT 5"""
 
 P99 = """\
-SELECT minute, sum(count)::bigint AS orders, round(histogram_quantile(0.99, histogram_sum(buckets))::numeric, 2) AS p99_ms
+SELECT minute, sum(count)::bigint AS orders,
+    round(histogram_quantile(0.99, histogram_sum(buckets))::numeric, 2) AS p99_ms
 FROM (
     SELECT date_trunc('minute', time) AS minute, count, (explicit_bounds, bucket_counts)::explicit_histogram AS buckets
     FROM metrics_histograms

@@ -68,8 +68,8 @@ FROM (SELECT index * power(2::double precision, -greatest(-40, least(1000, scale
 $$;
 
 -- The q-quantile as Prometheus' histogram_quantile finds it in native histograms, counted from the low end: exponential
--- interpolation inside a bucket, linear in the zero bucket, which reaches to one side only where the other is empty. Null where there is no
--- observation.
+-- interpolation inside a bucket, linear in the zero bucket, which reaches to one side only where the other is empty.
+-- Null where there is no observation.
 CREATE FUNCTION histogram_quantile(q double precision, h exponential_histogram) RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE

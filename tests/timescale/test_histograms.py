@@ -272,7 +272,10 @@ def test_a_sum_has_at_most_1024_buckets_a_side(database: psycopg.Connection) -> 
 @pytest.mark.parametrize("threshold", [3.0, 4.0])
 def test_the_larger_zero_bucket_takes_what_it_reaches(database: psycopg.Connection, threshold: float) -> None:
     """Buckets that begin below the larger threshold are in it; it grows to the end of the one that it cuts."""
-    wide, narrow = Exponential(0, 7, threshold, 2, [1], 0, []), Exponential(0, 1, 0.0, -1, [1, 10, 100, 1000], 1, [5, 50])
+    wide, narrow = (
+        Exponential(0, 7, threshold, 2, [1], 0, []),
+        Exponential(0, 1, 0.0, -1, [1, 10, 100, 1000], 1, [5, 50]),
+    )
     found = summed(database, wide, narrow)
     assert found.buckets() == (0, {(0, 0): 7 + 1 + 1 + 10 + 100 + 5, (1, 2): 1001, (-1, 2): 50})
     assert found.zero_threshold == 4.0
