@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import tenacity
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Fetched
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, but not listed
     AdminClient,
     ConfigResource,
+    ListOffsetsResultInfo,
     OffsetSpec,
     ResourceType,
 )
@@ -24,6 +26,16 @@ from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
 SILENCE_S = 30.0
+POLL_S = 0.25
+LEADER_MOVES = frozenset(
+    {
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+    }
+)
 AT_ONCE = 100
 # librdkafka would hold 64 MB of every partition, and unpack 50 MB of compressed messages at once
 FETCHED_KBYTES = 4096
@@ -172,12 +184,22 @@ class Reader:
         """(offset, timestamp in ms) for each place; an offset of -1 where no message fits."""
         if not places:
             return []
-        with self._translated("tell offsets"):
-            asked = {TopicPartition(*place): spec for place in places}
+        asked = {TopicPartition(*place): spec for place in places}
+
+        def ask() -> dict[tuple[str, int], ListOffsetsResultInfo]:
             futures = self._admin.list_offsets(
                 asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=TIMEOUT_S
             )
-            found = {(place.topic, place.partition): future.result() for place, future in futures.items()}
+            return {(place.topic, place.partition): future.result() for place, future in futures.items()}
+
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_leader_moves),
+            stop=tenacity.stop_after_delay(TIMEOUT_S),
+            wait=tenacity.wait_fixed(POLL_S),
+            reraise=True,
+        )
+        with self._translated("tell offsets"):
+            found = patiently(ask)
             return [(found[place].offset, found[place].timestamp) for place in places]
 
     @contextmanager
@@ -190,6 +212,11 @@ class Reader:
             raise Unavailable(
                 f"Kafka at {self._servers} could not {what}: {reason}. Start it, or correct kafka.bootstrap_servers."
             ) from raised
+
+
+def _leader_moves(error: BaseException) -> bool:
+    """Whether a broker has just started or lost a partition, which the client's next question knows."""
+    return isinstance(error, KafkaException) and error.args[0].code() in LEADER_MOVES
 
 
 def _at_end(fetched: Fetched) -> bool:
