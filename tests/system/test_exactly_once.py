@@ -135,7 +135,7 @@ def test_sigterm_of_a_gateway_under_load_answers_what_it_took(running: Running) 
 
 
 def test_poison_is_dead_lettered_alone(running: Running) -> None:
-    """Messages that are no container file go to the dead letters with their reason; their neighbours are stored."""
+    """What is no container file goes to the dead letters, from each writer with its reason; its neighbours are stored."""
     servers = running.settings.kafka.bootstrap_servers
     producer = Producer({"bootstrap.servers": servers})
     known = [("schema", b"log_record/1"), ("records", b"1")]
@@ -147,7 +147,7 @@ def test_poison_is_dead_lettered_alone(running: Running) -> None:
     assert producer.flush(10) == 0
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "test", "auto.offset.reset": "earliest"})
     consumer.subscribe(["logs_raw_dlq"])
-    found = [consumer.poll(30) for _ in poison]
+    found = [consumer.poll(30) for _ in range(2 * len(poison))]
     consumer.close()
     assert None not in found
     reasons = {message.value(): dict(message.headers()) for message in found}
@@ -155,7 +155,8 @@ def test_poison_is_dead_lettered_alone(running: Running) -> None:
     assert b"does not start with the head of its schema" in reasons[b"poison"]["dlq_reason"]
     assert b"'log_record/9'; this writer knows log_record/1" in reasons[b"x"]["dlq_reason"]
     assert {(headers["dlq_topic"], headers["dlq_writer"]) for headers in reasons.values()} == {
-        (b"logs_raw", b"ch_writer")
+        (b"logs_raw", b"ch_writer"),
+        (b"logs_raw", b"pg_writer"),
     }
     client = clickhouse.connect(running.settings.clickhouse)
     deadline = time.monotonic() + 20
