@@ -22,7 +22,7 @@ def value(head: bytes, pieces: list[bytes], records: int | None = None) -> bytes
 def join(head: bytes, values: Iterable[bytes]) -> bytes:
     """One container file of all records in `values`, which all start with `head`."""
     skip = len(head)
-    return head + b"".join([value[skip:] for value in values])
+    return b"".join([head, *(memoryview(value)[skip:] for value in values)])
 
 
 def count(head: bytes, value: bytes) -> int:

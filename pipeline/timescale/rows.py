@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import polars_avro
 
@@ -111,12 +112,17 @@ def number_rows(frame: pl.DataFrame) -> Iterator[bytes]:
         rows["time_size"] = rows["series_id_size"] = rows["received_time_size"] = 8
         rows["event_id_size"], rows["region_size"], rows["value_size"] = 16, len(region), -1 if missing else 8
         rows["region"] = region
-        rows["event_id"] = np.frombuffer(b"".join(part["event_id"].to_list()), dtype="V16")
+        rows["event_id"] = _ids(part["event_id"])
         for column in ("time", "series_id", "received_time"):
             rows[column] = part[column].to_numpy()
         if not missing:
             rows["value"] = part["value"].to_numpy()
         yield rows.tobytes()
+
+
+def _ids(ids: pl.Series) -> npt.NDArray[np.void]:
+    halves = ids.bin.reinterpret(dtype=pl.Array(pl.UInt64, 2), endianness="little").to_numpy()
+    return np.ascontiguousarray(halves).view("V16").ravel()
 
 
 def histogram_rows(frame: pl.DataFrame, joined: bytes, kind: str) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """Metric points into PostgreSQL or TimescaleDB: each series and time holds the point of the latest receipt, once."""
 
 import json
-import threading
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -13,7 +13,7 @@ from pipeline.record.series import labels
 from pipeline.settings import PostgresSettings
 from pipeline.telemetry import metrics
 from pipeline.timescale import rows
-from pipeline.timescale.connection import connect, translated
+from pipeline.timescale.session import Session
 
 KNOWN_SERIES = 1 << 19
 INSERT_SERIES = """
@@ -21,10 +21,6 @@ INSERT_SERIES = """
         (series_id, tenant, metric_name, service, host, description, unit, type, temporality, monotonic, labels)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (series_id) DO NOTHING
 """
-# TimescaleDB decompresses what late points may collide with, up to a limit a transaction, or fails with 53400. That is
-# no fault of the points: they are stored without the limit.
-AS_IT_IS = ()
-LIMIT_LIFTED = ("SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0",)
 # The later receipt wins, the id where two are equal: so any order of arrival, and any repetition, ends in the same row.
 # RETURNING does not tell of rows that are left alone: those whose place another event keeps are counted where it shows.
 UPSERT = """
@@ -56,13 +52,20 @@ class Table(NamedTuple):
     rows: list[bytes]
 
 
+class Written(NamedTuple):
+    """What became of the rows for one table."""
+
+    inserted: int
+    updated: int = 0
+    superseded: int = 0
+
+
 class MetricStore:
-    """One connection. `store` is safe to call from several threads: they prepare side by side and write in turn."""
+    """Points by series and time. `store` is safe to call from several threads: they prepare side by side and write in
+    turn."""
 
     def __init__(self, settings: PostgresSettings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._connection: psycopg.Connection | None = None
+        self.session = Session(settings)
         self._known: set[int] = set()
 
     def store(self, joined: bytes) -> None:
@@ -74,53 +77,30 @@ class MetricStore:
         """
         points = rows.points(joined)
         tables = _tables(points, joined)
-        with self._lock, translated():
-            unknown = [series for series in points["series_id"].unique().to_list() if series not in self._known]
-            series_rows = _series(joined, unknown) if unknown else []
-            try:
-                self._write(tables, series_rows)
-            except psycopg.OperationalError:
-                self._disconnect()
-                raise
-            if len(self._known) + len(unknown) > KNOWN_SERIES:
-                self._known.clear()
-            self._known.update(unknown)
-
-    def _write(self, tables: list[Table], series_rows: list[tuple[object, ...]]) -> None:
-        if self._connection is None or self._connection.closed:
-            self._connection = connect(self._settings)
-        try:
-            _write(self._connection, AS_IT_IS, tables, series_rows)
-        except psycopg.errors.ConfigurationLimitExceeded:  # late points: their chunk is compressed
-            _write(self._connection, LIMIT_LIFTED, tables, series_rows)
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        unknown = set(points["series_id"].unique().to_list()) - self._known
+        new_series = _series(joined, unknown) if unknown else []
+        written = self.session.write(
+            partial(_write, _copy_in, new_series, tables), partial(_write, _upsert, new_series, tables)
+        )
+        if len(self._known) + len(unknown) > KNOWN_SERIES:
+            self._known.clear()
+        self._known.update(unknown)
+        for table, counts in zip(tables, written, strict=True):
+            metrics.INSERTED.labels(table.name).inc(counts.inserted)
+            metrics.UPDATED.labels(table.name).inc(counts.updated)
+            metrics.SUPERSEDED.labels(table.name).inc(counts.superseded)
+            metrics.UNCHANGED.labels(table.name).inc(table.height - sum(counts))
 
 
 def _write(
-    connection: psycopg.Connection, first: Iterable[str], tables: list[Table], series_rows: list[tuple[object, ...]]
-) -> None:
-    """Either road, in a transaction that starts with the statements of `first`."""
-    try:
-        with connection.transaction(), connection.cursor() as cursor:
-            for statement in first:
-                cursor.execute(statement.encode())
-            _insert_series(cursor, series_rows)
-            for table in tables:
-                _copy(cursor, sql.Identifier(table.name), table)
-    except psycopg.errors.UniqueViolation:
-        with connection.transaction(), connection.cursor() as cursor:
-            for statement in first:
-                cursor.execute(statement.encode())
-            _insert_series(cursor, series_rows)
-            for table in tables:
-                _upsert(cursor, table)
-    else:
-        for table in tables:
-            metrics.INSERTED.labels(table.name).inc(table.height)
+    write_one: Callable[[psycopg.Cursor, Table], Written],
+    new_series: list[tuple[object, ...]],
+    tables: list[Table],
+    cursor: psycopg.Cursor,
+) -> list[Written]:
+    if new_series:
+        cursor.executemany(INSERT_SERIES, new_series)
+    return [write_one(cursor, table) for table in tables]
 
 
 def _tables(points: pl.DataFrame, joined: bytes) -> list[Table]:
@@ -144,7 +124,7 @@ def _beaten(points: pl.DataFrame) -> int:
     return points.n_unique(["series_id", "time", "event_id"]) - (points.height - twins) if twins else 0
 
 
-def _series(joined: bytes, unknown: list[int]) -> list[tuple[object, ...]]:
+def _series(joined: bytes, unknown: set[int]) -> list[tuple[object, ...]]:
     """Rows of metric_series, sorted by id so that two writers never wait for each other in a ring."""
     frame = rows.read(joined, rows.SERIES_COLUMNS).filter(pl.col("series_id").is_in(unknown))
     found = []
@@ -161,9 +141,9 @@ def _storable(value: Any) -> Any:
     return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
-def _insert_series(cursor: psycopg.Cursor, series_rows: Iterable[tuple[object, ...]]) -> None:
-    if series_rows:
-        cursor.executemany(INSERT_SERIES, series_rows)
+def _copy_in(cursor: psycopg.Cursor, table: Table) -> Written:
+    _copy(cursor, sql.Identifier(table.name), table)
+    return Written(table.height)
 
 
 def _copy(cursor: psycopg.Cursor, target: sql.Identifier, table: Table) -> None:
@@ -176,7 +156,7 @@ def _copy(cursor: psycopg.Cursor, target: sql.Identifier, table: Table) -> None:
         copy.write(rows.END)
 
 
-def _upsert(cursor: psycopg.Cursor, table: Table) -> None:
+def _upsert(cursor: psycopg.Cursor, table: Table) -> Written:
     incoming = sql.Identifier(f"incoming_{table.name}")
     cursor.execute(
         sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(incoming, sql.Identifier(table.name))
@@ -198,8 +178,4 @@ def _upsert(cursor: psycopg.Cursor, table: Table) -> None:
         )
     )
     inserted, updated, held_later = cursor.fetchone() or (0, 0, 0)
-    superseded = held_later + table.beaten
-    metrics.INSERTED.labels(table.name).inc(inserted)
-    metrics.UPDATED.labels(table.name).inc(updated)
-    metrics.SUPERSEDED.labels(table.name).inc(superseded)
-    metrics.UNCHANGED.labels(table.name).inc(table.height - inserted - updated - superseded)
+    return Written(inserted, updated, held_later + table.beaten)

@@ -63,11 +63,11 @@ def test_a_batch_over_the_limit_is_stored_with_the_limit_lifted(postgres_setting
         for value, received in ((1.0, T0), (2.0, T0 + 10**9)):
             deliver(writer, points(service, 5, value, received=received))
             assert held(admin, service) == [(value, 5)]
-        assert writer._store._connection is not None
-        assert writer._store._connection.execute(f"SELECT current_setting('{LIMIT}', true)".encode()).fetchone() != (
+        assert writer._store.session.connection is not None
+        assert writer._store.session.connection.execute(f"SELECT current_setting('{LIMIT}', true)".encode()).fetchone() != (
             "0",
         )
-        writer._store._disconnect()
+        writer._store.session.close()
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_late_points_land_in_a_compressed_chunk(compressed: PostgresSettings) ->
     """On TimescaleDB itself: new and replaced points of a compressed chunk, with a limit that they exceed."""
     service = new_service()
     writer = PostgresWriter(compressed, "metrics")
-    writer._store._connection = connect(compressed)
-    writer._store._connection.prepare_threshold = None  # this server loses some
+    writer._store.session.connection = connect(compressed)
+    writer._store.session.connection.prepare_threshold = None  # this server loses some
     with connect(compressed) as admin:
         admin.prepare_threshold = None
         deliver(writer, points(service, 50, 1.0, received=T0))
@@ -91,7 +91,7 @@ def test_late_points_land_in_a_compressed_chunk(compressed: PostgresSettings) ->
             admin.execute("SELECT compress_chunk(chunk) FROM show_chunks('metrics_points') AS chunk")
         except psycopg.errors.FeatureNotSupported as error:
             pytest.skip(f"this TimescaleDB does not compress: {error}")
-        writer._store._connection.execute(f"SET {LIMIT} = 10".encode())
+        writer._store.session.connection.execute(f"SET {LIMIT} = 10".encode())
         deliver(writer, points(service, 60, 2.0, received=T0 + 10**9))
         assert held(admin, service) == [(2.0, 60)]
-        writer._store._disconnect()
+        writer._store.session.close()

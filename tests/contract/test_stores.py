@@ -195,13 +195,13 @@ class Metrics:
         """One that prepares no statement where the server is the TimescaleDB for tests, which loses some."""
         writer = PostgresWriter(self.settings, "metrics")
         if self.one_backend:
-            writer._store._connection = connect(self.settings)
-            writer._store._connection.prepare_threshold = None
+            writer._store.session.connection = connect(self.settings)
+            writer._store.session.connection.prepare_threshold = None
         return writer
 
     def close(self) -> None:
         self._reader.close()
-        self.writer._store._disconnect()
+        self.writer._store.session.close()
 
 
 @pytest.fixture(scope="module", params=["postgres", "timescale"])
@@ -298,7 +298,7 @@ def test_the_later_receipt_wins_in_any_order_of_arrival(
             points = [point for part in batch for point in records(part)]
             assert steps([before, counts("metrics_points")]) == [told_apart(points, held)]
     for writer in writers:
-        writer._store._disconnect()
+        writer._store.session.close()
     assert metrics_store.rows(service) == final
 
 
