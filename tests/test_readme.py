@@ -63,9 +63,10 @@ def test_topics_and_tables_exist() -> None:
     """Every topic, table and view that the README names is declared."""
     declared = " ".join(path.read_text() for path in (ROOT / "migrations").rglob("*.sql"))
     for name in ("logs", "traces", "metrics", "metrics_1m", "metrics_histograms", "metrics_exponential_histograms",
-                 "metrics_summaries", "histogram_quantile", "metric_series", "metrics_points"):  # fmt: skip
+                 "metrics_summaries", "histogram_quantile", "histogram_sum", "histogram_delta", "metric_series", "metrics_points",
+                 "events"):  # fmt: skip
         assert name in README
-        assert re.search(rf"(TABLE|VIEW|FUNCTION)( IF NOT EXISTS)? {name}\b", declared), name
+        assert re.search(rf"(TABLE|VIEW|FUNCTION|AGGREGATE)( IF NOT EXISTS)? {name}\b", declared), name
     for topic in re.findall(r"\b(?:logs|metrics|traces)_raw(?:_dlq)?\b", README):
         assert (ROOT / "topics" / f"{topic}.yaml").is_file()
 

@@ -39,7 +39,7 @@ def tenants_key() -> None:
 
 @app.command("pg_writer")
 def pg_writer(workers: Workers = None) -> None:
-    """Write metric points from Kafka into PostgreSQL, each exactly once."""
+    """Write metric points, and errors and events among logs, from Kafka into PostgreSQL, each exactly once."""
     _run_workers("pg_writer", workers)
 
 
