@@ -14,13 +14,10 @@ forgets the group itself, which it does `offsets.retention.minutes` after the la
 
 import asyncio
 import datetime
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
-
-import fastavro
 
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.kafka import dead_letters
@@ -28,6 +25,8 @@ from pipeline.kafka.dead_letters import SUFFIX, DeadLetter
 from pipeline.kafka.groups import Committed, Groups
 from pipeline.kafka.producer import Publisher
 from pipeline.kafka.reader import Range, Reader
+from pipeline.record.readable import decode
+from pipeline.record.times import parse_ns
 from pipeline.settings import KafkaSettings
 
 GROUP = "pipeline_dlq"
@@ -38,6 +37,7 @@ WITHIN_S = 30.0
 HEAD_BYTES = 64
 NAME = re.compile(r"(?P<topic>[A-Za-z0-9._-]+)/(?P<partition>[0-9]{1,9})@(?P<offset>[0-9]{1,18})")
 Partition = tuple[str, int]
+Origin = tuple[str, int, int, bytes]
 
 
 class Handled(NamedTuple):
@@ -107,7 +107,7 @@ class Selection:
         for name in messages:
             place(name)
         start, _, end = (times or "").partition("/")
-        return cls(topic, reason, tuple(messages), _nanoseconds(start), _nanoseconds(end))
+        return cls(topic, reason, tuple(messages), parse_ns(start) if start else None, parse_ns(end) if end else None)
 
     def __contains__(self, letter: object) -> bool:
         return (
@@ -245,31 +245,41 @@ class Letters:
         publisher = Publisher(self._settings, sorted({topic.removesuffix(SUFFIX) for topic, _ in ends}),
                               within_s=WITHIN_S)  # fmt: skip
         try:
+            sent: set[Origin] = set()
             some: list[DeadLetter] = []
             for message in self._reader.read(ranges):
                 letter = DeadLetter.of(message)
                 if letter.place in wanted:
                     some.append(letter)
                 if len(some) == AT_ONCE or sum(len(each.value) for each in some) > AT_ONCE_BYTES:
-                    await self._publish(publisher, some)
+                    await self._publish(publisher, some, sent)
                     some = []
-            await self._publish(publisher, some)
+            await self._publish(publisher, some, sent)
         finally:
             await asyncio.to_thread(publisher.close, WITHIN_S)
 
-    async def _publish(self, publisher: Publisher, letters: list[DeadLetter]) -> None:
-        """Send some back; what Kafka acknowledged is handled, whatever happens to the others."""
-        sent = [publisher.publish(each.topic, each.partition, each.value, each.replay_headers()) for each in letters]
-        failures = await asyncio.gather(*sent)
+    async def _publish(self, publisher: Publisher, letters: list[DeadLetter], sent: set[Origin]) -> None:
+        """Send some back; what Kafka acknowledged is handled, whatever happens to the others.
+
+        A message that several writers dead-lettered goes back once, for all of them: its origin is in `sent` then.
+        """
+        new: dict[Origin, DeadLetter] = {}
+        for letter in letters:
+            if letter.origin not in sent:
+                new.setdefault(letter.origin, letter)
+        failures = await asyncio.gather(
+            *(publisher.publish(each.topic, each.partition, each.value, each.replay_headers()) for each in new.values())
+        )
+        failed = {origin: failure for origin, failure in zip(new, failures, strict=True) if failure is not None}
+        sent.update(new.keys() - failed.keys())
         done: dict[Partition, list[int]] = {}
-        for letter, failure in zip(letters, failures, strict=True):
-            if failure is None:
+        for letter in letters:
+            if letter.origin in sent:
                 done.setdefault(letter.place[:2], []).append(letter.place[2])
         if done:
             self._groups.move(GROUP, self._with_offsets(done))
-        for letter, failure in zip(letters, failures, strict=True):
-            if failure is not None:
-                raise Unavailable(f"{letter.name} into {letter.topic} [{letter.partition}]: {failure}")
+        for origin, failure in failed.items():
+            raise Unavailable(f"{new[origin].name} into {origin[0]} [{origin[1]}]: {failure}")
 
     def _with(self, changes: Sequence[Change]) -> dict[Partition, Committed]:
         offsets: dict[Partition, list[int]] = {}
@@ -318,26 +328,6 @@ def describe(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def decode(value: bytes) -> tuple[list[Any], str]:
-    """The records of a container file up to the first that does not decode, and why that does not; bytes as hex."""
-    found: list[Any] = []
-    file = io.BytesIO(value)
-    try:
-        whole = fastavro.reader(file)
-        if whole.codec != "null":
-            found += map(_readable, whole)
-            return found, ""
-        while file.tell() < len(value):  # record by record, since fastavro's reader wants whole blocks
-            count: Any = fastavro.schemaless_reader(file, "long", None)
-            fastavro.schemaless_reader(file, "long", None)
-            for _ in range(count):
-                found.append(_readable(fastavro.schemaless_reader(file, whole.writer_schema, None)))
-            file.read(16)  # the sync marker
-    except Exception as error:  # fastavro promises no type for what foreign bytes do to it
-        return found, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return found, ""
-
-
 def place(name: str) -> tuple[str, int, int]:
     """Topic, partition and offset of `logs_raw_dlq/0@17`; raises Misconfigured where it is none of dead letters."""
     found = NAME.fullmatch(name)
@@ -381,16 +371,6 @@ def _kind(letter: DeadLetter) -> str:
     return re.sub(r"\d+", "#", letter.reason)[:300]
 
 
-def _readable(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, dict):
-        return {key: _readable(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_readable(each) for each in value]
-    return value
-
-
 def _text(value: bytes) -> str:
     try:
         text = value.decode()
@@ -401,13 +381,3 @@ def _text(value: bytes) -> str:
 
 def _time(ns: int) -> str:
     return datetime.datetime.fromtimestamp(ns // 10**9, datetime.UTC).isoformat()
-
-
-def _nanoseconds(text: str) -> int | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise Misconfigured(f"{text!r} is no time: write it as 2026-11-20T10:00, in UTC or with its zone.") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000) * 10**6

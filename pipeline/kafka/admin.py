@@ -47,6 +47,7 @@ class LiveTopic:
 
     partitions: int
     replication_factor: int
+    in_sync: int  # replicas of the partition that has the fewest
     config: dict[str, str]
     overrides: frozenset[str]
 
@@ -63,6 +64,17 @@ class Cluster:
         self._servers = settings.bootstrap_servers
         # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
         self._client = AdminClient({**configuration(settings), "log_level": 0})
+
+    def id(self) -> str:
+        """What the cluster calls itself; another one at the same address has another id."""
+        with self._translated("tell its id"):
+            return str(self._client.list_topics(timeout=ANSWER_TIMEOUT_S).cluster_id)
+
+    def names(self) -> list[str]:
+        """Every topic that is not Kafka's own, sorted."""
+        with self._translated("list the topics"):
+            found = self._client.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+            return sorted(name for name in found if not name.startswith("__"))
 
     def topics(self, names: Iterable[str]) -> dict[str, LiveTopic]:
         """Those of `names` that exist."""
@@ -109,6 +121,11 @@ class Cluster:
             )
         self._until(name, lambda live: live.partitions == partitions)
 
+    def delete(self, name: str) -> None:
+        """Delete the topic and all its messages."""
+        with self._translated(f"delete topic {name}"):
+            self._wait(self._client.delete_topics([name], operation_timeout=TIMEOUT_S, request_timeout=TIMEOUT_S))
+
     def _until(self, name: str, shows: Callable[[LiveTopic], bool]) -> None:
         """Brokers follow the controller: what it has confirmed they know a moment later."""
         deadline = time.monotonic() + TIMEOUT_S
@@ -146,6 +163,7 @@ def _live(description: Any, config: dict[str, ConfigEntry]) -> LiveTopic:
     return LiveTopic(
         partitions=len(description.partitions),
         replication_factor=min(len(partition.replicas) for partition in description.partitions),
+        in_sync=min(len(partition.isr) for partition in description.partitions),
         config={key: entry.value for key, entry in config.items() if entry.value is not None},
         overrides=frozenset(
             key for key, entry in config.items() if ConfigSource(entry.source) is ConfigSource.DYNAMIC_TOPIC_CONFIG

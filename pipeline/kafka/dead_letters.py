@@ -4,6 +4,7 @@ Ours start at the header `dlq_reason` and so never hide one of the original's. A
 of ours on its second way, `dlq_attempt` and `dlq_from`: how often it has been dead-lettered, and where it last was.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -73,6 +74,12 @@ class DeadLetter:
         """`logs_raw_dlq/0@17`."""
         topic, partition, offset = self.place
         return f"{topic}/{partition}@{offset}"
+
+    @property
+    def origin(self) -> tuple[str, int, int, bytes]:
+        """Equal for the letters that several writers made of one message; a topic made anew counts from 0 again."""
+        place = self.place if self.offset == UNKNOWN else (self.topic, self.partition, self.offset)
+        return (*place, hashlib.blake2b(self.value, digest_size=16).digest())
 
     def replay_headers(self) -> Pairs:
         """Headers for its second way: the original's, how often it failed, and where it lies."""

@@ -28,10 +28,12 @@ class World:
         self.letters = Letters(settings.kafka)
         self.pipeline = Process("none", settings)
 
-    def bury(self, reason: str, value: bytes = b"raw", *, topic: str = "logs_raw", into: str = "") -> str:
+    def bury(
+        self, reason: str, value: bytes = b"raw", *, topic: str = "logs_raw", into: str = "", writer: str = "ch_writer"
+    ) -> str:
         """Return the letter's name."""
         message = Message(topic, 1, 5, dict(PAIRS[:2]), value, PAIRS)
-        pairs = tuple(headers(message, Rejected(reason), writer="ch_writer", time_ns=1_700_000_000 * 10**9))
+        pairs = tuple(headers(message, Rejected(reason), writer=writer, time_ns=1_700_000_000 * 10**9))
         dead = into or f"{topic}_dlq"
         [offset] = send(self.settings, Message(dead, 0, 0, {}, value, pairs))
         return f"{dead}/0@{offset}"
@@ -75,6 +77,16 @@ def test_letters_are_listed_replayed_and_dropped(world: World) -> None:
     assert world.pending() == [fourth]
     assert len(world.read("logs_raw")) == 2
     assert len(world.read("logs_raw_dlq")) == 3
+
+
+def test_what_two_writers_dead_lettered_goes_back_once(world: World) -> None:
+    """Both writers read it again, so one copy is enough, and neither letter is pending; another message is another."""
+    for writer in ("ch_writer", "pg_writer"):
+        world.bury(f"{writer} is older", b"1", writer=writer)
+    world.bury("older", b"2")
+    world.letters.apply(world.letters.plan("replay", Selection()))
+    assert sorted(message.value for message in world.read("logs_raw")) == [b"1", b"2"]
+    assert world.pending() == []
 
 
 def test_a_plan_is_carried_out_as_it_was_read(world: World) -> None:
