@@ -25,6 +25,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]  # a dot would break MirrorMaker's topic names
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Environment = Literal["local", "production"]
 
 
 class Part(BaseModel):
@@ -35,6 +36,7 @@ class KafkaSettings(Part):
     """The region's own cluster, and who we are there."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
+    cluster_id: str | None = None  # `pipeline topics` changes no other cluster; needed in production
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     sasl_username: str = ""
@@ -149,6 +151,7 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    environment: Environment = "local"  # what topics must hold: topics/environments.yaml
     region: Alias = "local"
     tenant: Alias = "default"
     kafka: KafkaSettings = KafkaSettings()

@@ -88,7 +88,7 @@ def test_what_the_cluster_refuses_is_ours(cluster: Cluster) -> None:
     topic = declared()
     planned = topics.plan([topic], cluster)
     topics.apply(planned, cluster)
-    with pytest.raises(Misconfigured, match="already exists"):
+    with pytest.raises(Misconfigured, match="was made since"):
         topics.apply(planned, cluster)
     with pytest.raises(Misconfigured, match="replication factor"):
         topics.apply(topics.plan([declared(replication_factor=3)], cluster), cluster)
@@ -98,3 +98,43 @@ def test_a_cluster_that_is_away_is_the_worlds() -> None:
     """No broker at the address is Unavailable, and the sentence names the address."""
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 could not read the topics"):
         topics.plan([declared()], Cluster(KafkaSettings(bootstrap_servers="127.0.0.1:1")))
+
+
+def test_a_plan_survives_its_file_and_meets_no_moved_cluster(cluster: Cluster) -> None:
+    """What is written is read back; once the cluster differs from what the plan found, nothing of it is done."""
+    topic, other = declared(), declared()
+    topics.apply(topics.plan([topic], cluster), cluster)
+    grown = topic.model_copy(update={"partitions": 3, "retention_hours": 2})
+    changes = topics.plan([grown, other], cluster)
+    kept = topics.Plan(cluster_id=cluster.id(), changes=tuple(changes))
+    assert topics.Plan.parse(kept.model_dump_json(), "plan.json") == kept
+    cluster.configure(topic.name, {"retention.ms": "77"})
+    with pytest.raises(Misconfigured, match=r"retention\.ms was 3600000 when this was planned and is 77 now"):
+        topics.apply(kept.changes, cluster)
+    live = cluster.topics([topic.name, other.name])
+    assert (set(live), live[topic.name].partitions) == ({topic.name}, 2)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"changes": []}', '{"cluster_id": "a", "changes": [], "more": 1}'])
+def test_what_is_no_plan_is_told(text: str) -> None:
+    """A cut, foreign or older file is Misconfigured, with its name."""
+    with pytest.raises(Misconfigured, match=r"plan\.json: "):
+        topics.Plan.parse(text, "plan.json")
+
+
+def test_the_wrong_cluster_is_refused(kafka: str) -> None:
+    """Another id than the settings say, or none said in production, and nothing is planned or applied."""
+    right = Cluster(KafkaSettings(bootstrap_servers=kafka)).id()
+    for environment, said, refused in (
+        ("local", None, None), ("local", right, None), ("local", "other", "kafka.cluster_id says other"),
+        ("production", None, f"is {right}: set kafka.cluster_id"), ("production", right, None),
+    ):  # fmt: skip
+        settings = Settings(
+            environment=environment,  # type: ignore[arg-type]
+            kafka=KafkaSettings(bootstrap_servers=kafka, cluster_id=said),
+        )
+        if refused is None:
+            assert topics.cluster_of(settings).id() == right
+        else:
+            with pytest.raises(Misconfigured, match=refused):
+                topics.cluster_of(settings)

@@ -2,12 +2,17 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
+import uuid
 
 from pipeline import topics
+from pipeline.delivery import Message
 from pipeline.kafka.admin import Cluster
 from pipeline.settings import KafkaSettings, Settings
+from tests.agents.process import send
+from tests.audit.world import file, record
 
 
 def run(servers: str, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
@@ -42,5 +47,80 @@ def test_no_cluster_is_exit_3() -> None:
     """One sentence on stderr, and no noise of the client library beside it."""
     away = run("127.0.0.1:1", "plan")
     assert away.returncode == 3
-    assert away.stderr.startswith("Kafka at 127.0.0.1:1 could not read the topics")
+    assert away.stderr.startswith("Kafka at 127.0.0.1:1 could not tell its id")
     assert away.stderr.count("\n") == 1
+
+
+def test_a_plan_file_is_applied_to_its_cluster_only(kafka: str, tmp_path: pathlib.Path) -> None:
+    """`plan -o` then `apply FILE`; for another cluster, a moved one, or a file that is none it is exit 2 and no change."""
+    settings = KafkaSettings(bootstrap_servers=kafka)
+    topics.apply_all(Settings(kafka=settings))
+    Cluster(settings).configure("logs_raw", {"retention.ms": "1000"})
+    file = tmp_path / "plan.json"
+    assert run(kafka, "plan", "-o", str(file)).returncode == 1
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(file.read_text().replace(Cluster(settings).id(), "elsewhere"))
+    refused = run(kafka, "apply", str(foreign), "--yes")
+    assert (refused.returncode, "is a plan for cluster elsewhere" in refused.stderr) == (2, True)
+    assert run(kafka, "apply", str(tmp_path / "none.json"), "--yes").returncode == 2
+    done = run(kafka, "apply", str(file), "--yes")
+    assert (done.returncode, done.stdout) == (0, "configure logs_raw: retention.ms 1000 → 604800000\n")
+    again = run(kafka, "apply", str(file), "--yes")
+    assert (again.returncode, "plan again" in again.stderr) == (2, True)
+
+
+def test_a_strange_topic_is_imported_described_and_deleted(kafka: str) -> None:
+    """From the cluster into a file that plans nothing; deleted only once no file declares it."""
+    cluster, name = Cluster(KafkaSettings(bootstrap_servers=kafka)), f"stranger_{uuid.uuid4().hex[:8]}"
+    cluster.create(name, partitions=3, replication_factor=1, config={"retention.ms": "100000000"})
+    words = ("import", name, "--signal", "events", "--owner", "shop", "--description", "Orders.")
+    file = topics.declared.DIRECTORY / f"{name}.yaml"
+    try:
+        assert run(kafka, *words).returncode == 0
+        assert run(kafka, *words).returncode == 2
+        assert run(kafka, "check").returncode == 0
+        assert f"configure {name}: retention.ms 100000000 → 100800000" in run(kafka, "plan").stdout
+        described = json.loads(run(kafka, "describe", name, "--json").stdout)
+        assert described == [
+            {"name": name, "declared": True, "partitions": 3, "replication_factor": 1, "in_sync": 1, "retained": 0,
+             "lag": {}}
+        ]  # fmt: skip
+        kept = run(kafka, "delete", name, "--yes")
+        assert (kept.returncode, "declares it" in kept.stderr) == (2, True)
+    finally:
+        file.unlink(missing_ok=True)
+    assert run(kafka, "delete", name, answer="n\n").returncode == 1
+    assert run(kafka, "delete", name, "--yes").returncode == 0
+    assert run(kafka, "describe", name).returncode == 2
+
+
+def test_tail_shows_records_that_are_asked_for(kafka: str) -> None:
+    """By service, trace, severity and time, the latest last, as lines and as JSON; strange bytes are told, not fatal."""
+    settings = Settings(kafka=KafkaSettings(bootstrap_servers=kafka))
+    topics.apply_all(settings)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    said = [
+        record("logs", "a", service="shop", body="cold\nbrew", severity_number=17, trace_id=bytes.fromhex(trace)),
+        record("logs", "b", service="shop", body="quiet", severity_number=5),
+        record("logs", "c", service="till", body="loud", severity_number=21),
+    ]
+    send(settings, Message("logs_raw", 0, 0, {}, file("logs", said)), Message("logs_raw", 1, 0, {}, b"strange"))
+    mine = ("tail", "logs_raw", "--last", "1m")
+
+    def bodies(*words: str) -> list[str]:
+        return [
+            json.loads(line)["record"].get("body") for line in run(kafka, *mine, *words, "--json").stdout.splitlines()
+        ]
+
+    assert bodies("--service", "shop") == ["cold\nbrew", "quiet"]
+    assert bodies("--trace", trace.upper()) == ["cold\nbrew"]
+    assert bodies("--severity", "warn") == ["cold\nbrew", "loud"]
+    assert bodies("--service", "shop", "-n", "1") == ["quiet"]
+    assert bodies("--from", "2026-01-01", "--to", "2026-01-02") == []
+    lines = run(kafka, *mine).stdout
+    assert "ERROR shop cold\\nbrew trace=0af7651916cd43dd8448eb211c80319c" in lines
+    assert "7 bytes that are no container file" in lines
+    wrong = run(kafka, "tail", "log_raw")
+    assert (wrong.returncode, "there are logs_raw" in wrong.stderr) == (2, True)
+    bad = run(kafka, *mine, "--trace", "x", "--severity", "loud")
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 2)
