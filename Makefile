@@ -23,7 +23,7 @@ status: .venv/stamp  ## every address and process of the stack
 	@$(BIN)/pipeline local status
 
 test: .venv/stamp  ## all tests, on the real parts
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/stamp  ## style, types, layers
 	@$(BIN)/ruff check .
