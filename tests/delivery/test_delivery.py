@@ -9,29 +9,16 @@ from hypothesis import strategies as st
 
 from pipeline.delivery import Delivery, Limit, Message, TooManyDeadLetters
 from pipeline.errors import Rejected, Unavailable
+from tests.contract.fake import Memory, MemoryWriter
+from tests.contract.test_stores import one
+from tests.otlp import requests
+
+GOOD = one("logs", requests.logs("x"))
+POISON = GOOD._replace(value=GOOD.value[:-1])
 
 
-def message(offset: int) -> Message:
-    return Message("logs_raw", 0, offset, {}, b"")
-
-
-class Store:
-    """A store that refuses some offsets for ever and is away for its first calls."""
-
-    name = "store"
-
-    def __init__(self, poison: set[int], away: int = 0) -> None:
-        self.poison, self.away = poison, away
-        self.stored: list[int] = []
-
-    def write(self, batch: Sequence[Message]) -> int:
-        if self.away:
-            self.away -= 1
-            raise Unavailable("the store sleeps")
-        if any(one.offset in self.poison for one in batch):
-            raise Rejected("poison")
-        self.stored += [one.offset for one in batch]
-        return len(batch)
+def stored(memory: Memory) -> list[int]:
+    return [message.offset for message in memory.messages]
 
 
 class Dead:
@@ -49,38 +36,38 @@ async def no_sleep(_: float) -> None:
     await asyncio.sleep(0)
 
 
-def deliver(store: Store, dead: Dead, count: int, limit: Limit | None = None) -> None:
-    delivery = Delivery(store, dead, limit=limit, clock=lambda: 0.0, sleep=no_sleep)
-    asyncio.run(delivery.deliver([message(n) for n in range(count)]))
+def deliver(memory: Memory, dead: Dead, batch: Sequence[Message], limit: Limit | None = None) -> None:
+    delivery = Delivery(MemoryWriter(memory), dead, limit=limit, clock=lambda: 0.0, sleep=no_sleep)
+    asyncio.run(delivery.deliver([message._replace(offset=n) for n, message in enumerate(batch)]))
 
 
 @given(st.integers(1, 40), st.sets(st.integers(0, 39)), st.integers(0, 5))
 def test_every_message_is_stored_or_dead_lettered_once_and_in_order(count: int, poison: set[int], away: int) -> None:
     """Whatever is poison and however long the store is away, nothing is lost, doubled or reordered."""
-    store, dead = Store(poison, away), Dead()
-    deliver(store, dead, count)
-    assert store.stored == [n for n in range(count) if n not in poison]
+    memory, dead = Memory("logs", away), Dead()
+    deliver(memory, dead, [POISON if n in poison else GOOD for n in range(count)])
+    assert stored(memory) == [n for n in range(count) if n not in poison]
     assert dead.buried == [n for n in range(count) if n in poison]
 
 
 def test_a_store_that_is_away_is_waited_for() -> None:
     """An outage of any length ends in the same batch, stored once."""
-    store = Store(set(), away=200)
-    deliver(store, Dead(), 3)
-    assert store.stored == [0, 1, 2]
+    memory = Memory("logs", away=200)
+    deliver(memory, Dead(), [GOOD] * 3)
+    assert stored(memory) == [0, 1, 2]
 
 
 def test_dead_letters_that_are_away_stop_the_process() -> None:
     """Poison that cannot be put aside is an error for the caller, who acknowledges nothing."""
     with pytest.raises(Unavailable):
-        deliver(Store({1}), Dead(Unavailable("no Kafka")), 3)
+        deliver(Memory("logs"), Dead(Unavailable("no Kafka")), [GOOD, POISON, GOOD])
 
 
 def test_more_poison_than_the_limit_stops_the_process() -> None:
     """A bad deploy does not drain a topic into its dead letters: the sentence names the last message."""
     dead = Dead()
-    with pytest.raises(TooManyDeadLetters, match=r"logs_raw \[0\] @ 2: poison"):
-        deliver(Store(set(range(10))), dead, 10, Limit(60, 2))
+    with pytest.raises(TooManyDeadLetters, match=r"logs_raw \[0\] @ 2: The value is cut short"):
+        deliver(Memory("logs"), dead, [POISON] * 10, Limit(60, 2))
     assert dead.buried == [0, 1]
 
 
@@ -120,9 +107,11 @@ def test_a_clock_that_stands_still_gives_the_burst_and_no_more() -> None:
 def test_a_bug_is_not_swallowed() -> None:
     """An error of no known kind passes through, so that the process stops."""
 
-    class Broken(Store):
+    class Broken:
+        name = "broken"
+
         def write(self, batch: Sequence[Message]) -> int:
             raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        deliver(Broken(set()), Dead(), 1)
+        asyncio.run(Delivery(Broken(), Dead()).deliver([GOOD]))
