@@ -70,7 +70,7 @@ CREATE TABLE IF NOT EXISTS logs_events
     span_id String CODEC(ZSTD(1)),
     flags Int64 CODEC(LZ4),
     ordinal Int32 CODEC(LZ4),
-    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX body_tokens body TYPE tokenbf_v1(32768, 3, 0) GRANULARITY 1
 )
 ENGINE = ReplacingMergeTree(received_time)
@@ -140,4 +140,4 @@ SELECT
     e.received_time AS received_time,
     e.dropped_attributes_count AS dropped_attributes_count
 FROM logs_events AS e FINAL
-SETTINGS do_not_merge_across_partitions_select_final = 1;
+SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final_exact_mode = 0;

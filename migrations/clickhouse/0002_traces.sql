@@ -77,7 +77,7 @@ CREATE TABLE IF NOT EXISTS spans
     )) CODEC(ZSTD(1)),
     dropped_links_count Int64 CODEC(LZ4),
     ordinal Int32 CODEC(LZ4),
-    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.01) GRANULARITY 1
+    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.001) GRANULARITY 1
 )
 ENGINE = ReplacingMergeTree(received_time)
 PARTITION BY toDate(timestamp)
@@ -103,12 +103,41 @@ CREATE TABLE IF NOT EXISTS span_events
     time Int64 CODEC(Delta, ZSTD(1)),
     attributes Map(String, String) CODEC(LZ4),
     dropped_attributes_count Int64 CODEC(LZ4),
-    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.01) GRANULARITY 1
+    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.001) GRANULARITY 1
 )
 ENGINE = ReplacingMergeTree(received_time)
 PARTITION BY toDate(timestamp)
 PRIMARY KEY (tenant, service, timestamp)
 ORDER BY (tenant, service, timestamp, event_id, event_index)
+SETTINGS non_replicated_deduplication_window = 1000;
+
+-- One row a link of a span, in the same way: trace_id and span_id are the span's, linked_* what it points to.
+CREATE TABLE IF NOT EXISTS span_links
+(
+    timestamp DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    event_id FixedString(16) CODEC(NONE),
+    link_index UInt32 CODEC(LZ4),
+    region LowCardinality(String) CODEC(LZ4),
+    received_time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    tenant LowCardinality(String) CODEC(LZ4),
+    service LowCardinality(String) CODEC(LZ4),
+    host LowCardinality(String) CODEC(LZ4),
+    trace_id String CODEC(ZSTD(1)),
+    span_id String CODEC(ZSTD(1)),
+    span_name LowCardinality(String) CODEC(LZ4),
+    linked_trace_id String CODEC(ZSTD(1)),
+    linked_span_id String CODEC(ZSTD(1)),
+    trace_state String CODEC(ZSTD(1)),
+    attributes Map(String, String) CODEC(LZ4),
+    dropped_attributes_count Int64 CODEC(LZ4),
+    flags Int64 CODEC(LZ4),
+    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX linked_trace_id_bloom linked_trace_id TYPE bloom_filter(0.001) GRANULARITY 1
+)
+ENGINE = ReplacingMergeTree(received_time)
+PARTITION BY toDate(timestamp)
+PRIMARY KEY (tenant, service, timestamp)
+ORDER BY (tenant, service, timestamp, event_id, link_index)
 SETTINGS non_replicated_deduplication_window = 1000;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS spans_from_in TO spans AS
@@ -149,11 +178,16 @@ SELECT
     i.ordinal AS ordinal
 FROM spans_in AS i;
 
--- An event's own time by the same rule.
+-- An event's own time by the same rule, but where it has none the span's stands in before the receipt.
 CREATE MATERIALIZED VIEW IF NOT EXISTS span_events_from_in TO span_events AS
 SELECT
     fromUnixTimestamp64Nano(
-        if(e.time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, e.time, i.received_time), 'UTC'
+        multiIf(
+            e.time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, e.time,
+            i.start_time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, i.start_time,
+            i.received_time
+        ),
+        'UTC'
     ) AS timestamp,
     i.event_id AS event_id,
     event_index,
@@ -171,6 +205,32 @@ SELECT
     e.dropped_attributes_count AS dropped_attributes_count
 FROM spans_in AS i
 ARRAY JOIN i.events AS e, arrayMap(n -> toUInt32(n - 1), arrayEnumerate(i.events)) AS event_index;
+
+-- A link has no time of its own.
+CREATE MATERIALIZED VIEW IF NOT EXISTS span_links_from_in TO span_links AS
+SELECT
+    fromUnixTimestamp64Nano(
+        if(i.start_time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, i.start_time, i.received_time),
+        'UTC'
+    ) AS timestamp,
+    i.event_id AS event_id,
+    link_index,
+    i.region AS region,
+    fromUnixTimestamp64Nano(i.received_time, 'UTC') AS received_time,
+    i.tenant AS tenant,
+    i.service AS service,
+    i.host AS host,
+    lower(hex(i.trace_id)) AS trace_id,
+    lower(hex(i.span_id)) AS span_id,
+    i.name AS span_name,
+    lower(hex(l.trace_id)) AS linked_trace_id,
+    lower(hex(l.span_id)) AS linked_span_id,
+    l.trace_state AS trace_state,
+    l.attributes AS attributes,
+    l.dropped_attributes_count AS dropped_attributes_count,
+    l.flags AS flags
+FROM spans_in AS i
+ARRAY JOIN i.links AS l, arrayMap(n -> toUInt32(n - 1), arrayEnumerate(i.links)) AS link_index;
 
 -- Spans as people and Grafana read them; a row a span, never two.
 CREATE VIEW IF NOT EXISTS traces AS
@@ -207,4 +267,13 @@ SELECT
     s.dropped_events_count AS dropped_events_count,
     s.dropped_links_count AS dropped_links_count
 FROM spans AS s FINAL
-SETTINGS do_not_merge_across_partitions_select_final = 1;
+SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final_exact_mode = 0;
+
+-- Events and links of spans, each once.
+CREATE VIEW IF NOT EXISTS trace_events AS
+SELECT * REPLACE (lower(hex(event_id)) AS event_id) FROM span_events FINAL
+SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final_exact_mode = 0;
+
+CREATE VIEW IF NOT EXISTS trace_links AS
+SELECT * REPLACE (lower(hex(event_id)) AS event_id) FROM span_links FINAL
+SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final_exact_mode = 0;

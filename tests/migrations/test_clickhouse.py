@@ -133,8 +133,37 @@ def test_a_span_is_kept_whole(store: Client) -> None:
     ).result_rows
     assert events == [
         (record["event_id"].hex(), 0, "GET /", "exception", moment(NOW - 7), {"t": "E"}, "ab" * 16),
-        (record["event_id"].hex(), 1, "GET /", "again", moment(NOW), {}, "ab" * 16),
+        (record["event_id"].hex(), 1, "GET /", "again", moment(NOW - 1000), {}, "ab" * 16),
     ]
+
+
+def test_links_of_spans_are_rows_of_their_own(store: Client) -> None:
+    """None of a span without, each with its place in the list of a span with many; once, however often it comes."""
+    link = {"trace_state": "x=1", "dropped_attributes_count": 3, "flags": 1}
+    links = [
+        link | {"trace_id": bytes([n]) * 16, "span_id": b"\x02" * 8, "attributes": {"n": str(n)}} for n in range(50)
+    ]
+    many, none = span(links=links), span(links=[])
+    for n in range(3):
+        insert(store, "traces", many | {"region": f"r{n}", "received_time": NOW + n}, none)
+    rows = store.query("SELECT * FROM trace_links ORDER BY link_index").named_results()
+    expected = {
+        "event_id": many["event_id"].hex(), "region": "r2", "trace_id": "ab" * 16, "span_id": "cd" * 8,
+        "span_name": "GET /", "service": "checkout", "trace_state": "x=1", "dropped_attributes_count": 3, "flags": 1,
+    }  # fmt: skip
+    for n, row in enumerate(rows):
+        own = {
+            "link_index": n,
+            "linked_trace_id": f"{n:02x}" * 16,
+            "linked_span_id": "02" * 8,
+            "attributes": {"n": str(n)},
+        }
+        assert row == row | expected | own
+    assert n == len(links) - 1
+    assert store.command("SELECT toString(max(timestamp)) FROM trace_links") == moment(NOW - 1000)
+    events = "SELECT count(), uniqExact(event_id, event_index), groupUniqArray(region) FROM trace_events"
+    [(count_, distinct, regions)] = store.query(f"{events} WHERE event_id = '{many['event_id'].hex()}'").result_rows
+    assert (count_, distinct, regions) == (2, 2, ["r2"])
 
 
 def test_a_point_of_any_type_is_kept_whole(store: Client) -> None:
@@ -184,7 +213,9 @@ def test_the_timestamp_is_the_first_sane_time(store: Client, sent: int, observed
 @pytest.mark.parametrize("signal", schema.SIGNALS)
 def test_the_same_insert_with_the_same_token_adds_nothing(store: Client, signal: schema.Signal) -> None:
     """A retried insert leaves every table of the chain as it was, in one block or in many."""
-    tables = {"logs": ["logs_events"], "traces": ["spans", "span_events"], "metrics": ["metrics_points"]}[signal]
+    tables = {"logs": ["logs_events"], "traces": ["spans", "span_events", "span_links"], "metrics": ["metrics_points"]}[
+        signal
+    ]
     for settings in ({}, {"max_insert_block_size": 100, "min_insert_block_size_rows": 100}):
         records, token = [MAKE[signal](ordinal=n) for n in range(500)], uuid.uuid4().hex
         before = [count(store, table) for table in tables]
@@ -228,11 +259,11 @@ def test_what_the_server_counts_as_read_tells_records(store: Client) -> None:
     for settings in ({}, small):
         of_logs, of_spans = insert(store, "logs", *logs, **settings), insert(store, "traces", *spans, **settings)
         assert (of_logs["read_rows"], of_logs["written_rows"]) == (600, 600)
-        assert (of_spans["read_rows"], of_spans["written_rows"]) == (900, 300 + 300 + 600)
+        assert (of_spans["read_rows"], of_spans["written_rows"]) == (1200, 300 + 300 + 600 + 300)
     assert store.query(
         "SELECT name, length(dependencies_table) FROM system.tables WHERE database = currentDatabase() "
         "AND name LIKE '%\\_in' AND engine = 'Null' ORDER BY name"
-    ).result_rows == [("logs_in", 1), ("metrics_points_in", 1), ("spans_in", 2)]
+    ).result_rows == [("logs_in", 1), ("metrics_points_in", 1), ("spans_in", 3)]
 
 
 def test_an_insert_may_touch_any_number_of_days(store: Client) -> None:
@@ -270,6 +301,19 @@ def test_the_views_use_the_indexes(store: Client, predicate: str) -> None:
     read, total = min(int(found[1]) for found in selected if found), max(int(found[2]) for found in selected if found)
     assert total >= 8
     assert read <= 3, plan
+
+
+@pytest.mark.parametrize("predicate", [f"trace_id = '{'77' * 16}'", "hasToken(body, 'needle')", "service = 'twin'"])
+def test_an_index_hides_no_later_version(store: Client, predicate: str) -> None:
+    """Of twins in parts of different sizes a predicate on an indexed column finds one row, the later receipt's."""
+    record = log(service="twin", body="a needle there", trace_id=b"\x77" * 16)
+    store.command("SYSTEM STOP MERGES logs_events")
+    for n, around in enumerate([20_000, 0, 9_000]):
+        others = [log(ordinal=m, service=f"s{m % 3}", time=NOW - m, trace_id=os.urandom(16)) for m in range(around)]
+        insert(store, "logs", *others, record | {"region": f"r{n}", "received_time": NOW + 10 - n})
+    assert store.query(f"SELECT event_id, region FROM logs WHERE {predicate}").result_rows == [
+        (record["event_id"].hex(), "r0")
+    ]
 
 
 def test_metrics_1m_recomputes_whole_minutes(store: Client) -> None:
