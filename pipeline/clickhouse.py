@@ -1,5 +1,6 @@
 """The door to ClickHouse: clickhouse-connect and its errors end here."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -17,21 +18,48 @@ INSERT_SETTINGS = {
     "deduplicate_blocks_in_dependent_materialized_views": 1,
     "wait_end_of_query": 1,  # the answer, and the count in it, come when all views have written
 }
-# Source of the codes: ClickHouse, src/Common/ErrorCodes.cpp.
-WORLD_CODES = frozenset(
-    {
-        159, 160, 209, 210, 319, 394,  # timeouts, network, unknown status of an insert, cancelled
-        202, 203, 241, 252, 439,  # too many queries, connections, parts; memory, threads
-        74, 75, 76, 236, 242, 243, 499, 999,  # disk, shutdown, read-only table, space, object storage, Keeper
-    }
-)  # fmt: skip
-DATA_CODES = frozenset(
-    {
-        6, 26, 27, 32, 33, 38, 41, 44, 53, 69, 70, 72, 117, 131, 321, 349, 441,  # cannot parse, read or convert
-        8,  # a field that the table needs is not in the file's schema
-    }
-)  # fmt: skip
-FOREIGN_EXCEPTION = 1001  # the code of an exception that is not ClickHouse's own; its Avro reader raises such
+# Whose fault a refused insert is, by code. Source: ClickHouse, src/Common/ErrorCodes.cpp.
+# What is in neither table is ours, and stops the writer with nothing lost: a table dropped (60, 81, 218) or made
+# read-only for good (774); a user shut out (516), without rights (164, 497) or with limits too low (158, 307, 396);
+# a column that is missing or of another type (8, 44, 53, 70), because the file's schema is known to be one of ours.
+WORLD = {
+    # too slow, or cut off
+    95: "CANNOT_READ_FROM_SOCKET", 96: "CANNOT_WRITE_TO_SOCKET", 159: "TIMEOUT_EXCEEDED", 160: "TOO_SLOW",
+    198: "DNS_ERROR", 209: "SOCKET_TIMEOUT", 210: "NETWORK_ERROR", 236: "ABORTED", 279: "ALL_CONNECTION_TRIES_FAILED",
+    319: "UNKNOWN_STATUS_OF_INSERT", 394: "QUERY_WAS_CANCELLED", 735: "QUERY_WAS_CANCELLED_BY_CLIENT",
+    # too much at once
+    173: "CANNOT_ALLOCATE_MEMORY", 201: "QUOTA_EXCEEDED", 202: "TOO_MANY_SIMULTANEOUS_QUERIES",
+    203: "NO_FREE_CONNECTION", 241: "MEMORY_LIMIT_EXCEEDED", 252: "TOO_MANY_PARTS",
+    364: "RECEIVED_ERROR_TOO_MANY_REQUESTS", 439: "CANNOT_SCHEDULE_TASK", 473: "DEADLOCK_AVOIDED",
+    574: "DISTRIBUTED_TOO_MANY_PENDING_BYTES", 700: "USER_SESSION_LIMIT_EXCEEDED", 745: "SERVER_OVERLOADED",
+    749: "TCP_CONNECTION_LIMIT_REACHED", 762: "HTTP_CONNECTION_LIMIT_REACHED", 776: "RESOURCE_LIMIT_EXCEEDED",
+    777: "MEMORY_RESERVATION_KILLED", 778: "MEMORY_RESERVATION_FAILED", 1019: "QUERY_SLOT_ACQUISITION_TIMEOUT",
+    1020: "MEMORY_RESERVATION_ACQUISITION_TIMEOUT",
+    # disks and object storage
+    74: "CANNOT_READ_FROM_FILE_DESCRIPTOR", 75: "CANNOT_WRITE_TO_FILE_DESCRIPTOR", 76: "CANNOT_OPEN_FILE",
+    77: "CANNOT_CLOSE_FILE", 172: "CANNOT_CREATE_DIRECTORY", 204: "CANNOT_FSYNC", 214: "CANNOT_STATVFS",
+    243: "NOT_ENOUGH_SPACE", 294: "CANNOT_WRITE_TO_FILE", 424: "CANNOT_LINK", 425: "SYSTEM_ERROR", 499: "S3_ERROR",
+    500: "AZURE_BLOB_STORAGE_ERROR", 586: "CANNOT_CREATE_FILE", 641: "CANNOT_APPEND_TO_FILE", 693: "AWS_ERROR",
+    1000: "POCO_EXCEPTION", 1016: "TABLE_SIZE_LIMIT_EXCEEDED",
+    # replicas, Keeper, a server that starts or ends
+    225: "NO_ZOOKEEPER", 242: "TABLE_IS_READ_ONLY", 244: "UNEXPECTED_ZOOKEEPER_ERROR", 285: "TOO_FEW_LIVE_REPLICAS",
+    286: "UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", 384: "PART_IS_TEMPORARILY_LOCKED", 416: "REPLICA_STATUS_CHANGED",
+    722: "ASYNC_LOAD_WAIT_FAILED", 733: "TABLE_IS_BEING_RESTARTED", 999: "KEEPER_EXCEPTION",
+}  # fmt: skip
+DATA = {
+    # the Avro reader
+    19: "SIZE_OF_FIXED_STRING_DOESNT_MATCH", 32: "ATTEMPT_TO_READ_AFTER_EOF", 33: "CANNOT_READ_ALL_DATA",
+    117: "INCORRECT_DATA", 128: "TOO_LARGE_ARRAY_SIZE", 131: "TOO_LARGE_STRING_SIZE", 748: "AVRO_EXCEPTION",
+    # conversions in views, and constraints of tables
+    6: "CANNOT_PARSE_TEXT", 27: "CANNOT_PARSE_INPUT_ASSERTION_FAILED", 38: "CANNOT_PARSE_DATE",
+    41: "CANNOT_PARSE_DATETIME", 69: "ARGUMENT_OUT_OF_BOUND", 72: "CANNOT_PARSE_NUMBER", 153: "ILLEGAL_DIVISION",
+    190: "SIZES_OF_ARRAYS_DONT_MATCH", 321: "VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE",
+    349: "CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN", 376: "CANNOT_PARSE_UUID", 407: "DECIMAL_OVERFLOW",
+    441: "CANNOT_PARSE_DOMAIN_VALUE_FROM_STRING", 467: "CANNOT_PARSE_BOOL", 469: "VIOLATED_CONSTRAINT",
+    675: "CANNOT_PARSE_IPV4", 676: "CANNOT_PARSE_IPV6", 691: "UNKNOWN_ELEMENT_OF_ENUM",
+}  # fmt: skip
+STD_EXCEPTION = 1001  # not ClickHouse's own; its Avro reader raises such, and so do file systems
+PROXY_STATUS = re.compile(r"HTTP status (429|50[0-4])\b")  # of an answer that is not from ClickHouse
 QUERY_SETTINGS = {
     # An insert may touch any number of days: partitions are days, and clients send what they have kept. By default the
     # 101st day of one insert is refused, and would be for ever.
@@ -79,12 +107,13 @@ def translated() -> Iterator[None]:
 
 def fault(error: exceptions.Error) -> type[PipelineError] | None:
     """Unavailable, Rejected, or None: nobody's but ours."""
-    code = getattr(error, "code", None)
-    if code is None:  # no answer from the server: the connection itself
-        return Unavailable if isinstance(error, exceptions.OperationalError) else None
-    if code in WORLD_CODES:
+    code, text = getattr(error, "code", None), str(error)
+    if code is None:  # no answer from the server: the connection itself, or what stands before the server
+        away = isinstance(error, exceptions.OperationalError) or PROXY_STATUS.search(text)
+        return Unavailable if away else None
+    if code in WORLD or (code == STD_EXCEPTION and "filesystem_error" in text):
         return Unavailable
-    if code in DATA_CODES or (code == FOREIGN_EXCEPTION and "avro::Exception" in str(error)):
+    if code in DATA or (code == STD_EXCEPTION and "avro::Exception" in text):
         return Rejected
     return None
 
@@ -101,26 +130,39 @@ class Inserts:
         """Insert one container file of `records` records through the table's views.
 
         The same token within the last 1,000 inserts changes nothing. Raise Unavailable where the server is away or
-        cannot take more now; Rejected where it cannot read the file or read another number of records than promised.
+        cannot take more now; Rejected where it cannot read the file or reads fewer records than promised;
+        Misconfigured where it would refuse any file: a table or a right is missing.
         """
         if self._opened is None:
             self._opened = self._open()
         client, views = self._opened
-        with translated():
-            summary = client.raw_insert(
-                self._table,
-                insert_block=joined,
-                fmt="Avro",
-                settings={**INSERT_SETTINGS, "insert_deduplication_token": token},
-            )
-        # A record is read once by the insert and once by each view.
+        try:
+            with translated():
+                summary = client.raw_insert(
+                    self._table,
+                    insert_block=joined,
+                    fmt="Avro",
+                    settings={**INSERT_SETTINGS, "insert_deduplication_token": token},
+                )
+        except Error as error:
+            raise Misconfigured(
+                f"ClickHouse takes nothing into {self._table}: {_sentence(error)} Look at `pipeline migrate status` "
+                "and at what clickhouse.user may do."
+            ) from error
+        # A record is read once by the insert and once by each view, and again by views of the views' tables.
         read = int(summary.summary["read_rows"])
-        if read != records * (1 + views):
-            raise Rejected(f"ClickHouse read {read / (1 + views):g} records where {records} were promised.")
+        if read < records * (1 + views):
+            views = self._views(client)  # one may have gone since
+            self._opened = client, views
+            if read < records * (1 + views):
+                raise Rejected(f"ClickHouse read {read / (1 + views):g} records where {records} were promised.")
 
     def _open(self) -> tuple[Client, int]:
         """A client, and how many views read the table."""
         client = connect(self._settings)
+        return client, self._views(client)
+
+    def _views(self, client: Client) -> int:
         with translated():
             found = client.query(
                 "SELECT length(dependencies_table) FROM system.tables"
@@ -129,7 +171,8 @@ class Inserts:
             ).result_rows
         if not found or not found[0][0]:
             raise Misconfigured(f"ClickHouse has no table {self._table} with views: run `pipeline migrate up`.")
-        return client, found[0][0]
+        views: int = found[0][0]
+        return views
 
 
 def _sentence(error: exceptions.Error) -> str:
