@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import Unavailable
@@ -41,23 +41,30 @@ class Groups:
     def __init__(self, settings: KafkaSettings) -> None:
         self._servers = settings.bootstrap_servers
         # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
-        self._client = AdminClient({**configuration(settings), "log_level": 0})
+        self._connection = {**configuration(settings), "log_level": 0}
+        self._client = AdminClient(self._connection)
 
     def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Committed]:
         """What `group` committed for `partitions`; those for which it never did are left out."""
         if not partitions:
             return {}
-        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(*place) for place in partitions])
+        asked = [TopicPartition(*place) for place in partitions]
+        # A consumer that joins nothing: the admin client ends the process by a segmentation fault while the group's
+        # coordinator moves or loads (librdkafka issue 5040).
+        consumer = Consumer({**self._connection, "group.id": group, "enable.auto.commit": False})
 
         def ask() -> list[TopicPartition]:
-            [future] = self._client.list_consumer_group_offsets([asked], request_timeout=TIMEOUT_S).values()
-            found: list[TopicPartition] = future.result().topic_partitions
+            found = consumer.committed(asked, timeout=TIMEOUT_S)
             _demand_success(found)
             return found
 
+        try:
+            found = self._patiently(ask, f"tell the offsets of group {group}", NOT_YET)
+        finally:
+            consumer.close()
         return {
             (each.topic, each.partition): Committed(each.offset, each.metadata or "")
-            for each in self._patiently(ask, f"tell the offsets of group {group}", NOT_YET)
+            for each in found
             if each.offset >= 0
         }
 
