@@ -362,17 +362,20 @@ async def _begin(consumer: Any, place: Any) -> None:
 
 
 def _shorten_waits(consumer: Any) -> None:
-    """Where every partition is paused Faust's consumer sleeps a whole second, in which our buffers run dry.
+    """Idle partitions are not waited for while busy ones are held back, or our buffers run dry.
 
-    And a broker is asked one thing at a time: where only idle partitions are left to ask for, it would answer after
-    1.5 s, and the busy ones wait behind them.
+    Faust's consumer sleeps a whole second where all are held back, and waits that long for the idle ones where some
+    are. A broker is asked one thing at a time: for idle partitions alone it would answer after 1.5 s.
     """
-    sleep = consumer.sleep
+    sleep, getmany = consumer.sleep, consumer._getmany
 
     async def nap(seconds: float) -> None:
         await sleep(NAP_S if seconds == 1 and isinstance(seconds, int) else seconds)  # intervals are floats
 
-    consumer.sleep = nap
+    async def briefly(active_partitions: Any, timeout: float) -> Any:
+        return await getmany(active_partitions, NAP_S if consumer._buffered_partitions else timeout)
+
+    consumer.sleep, consumer._getmany = nap, briefly
     consumer._thread._consumer._fetcher._fetch_max_wait_ms = FETCH_WAIT_MS
 
 
