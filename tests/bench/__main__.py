@@ -1,7 +1,7 @@
 """`make bench`: gateway, ch_writer and pg_writer on a stack of their own, beside the numbers of design section 10.
 
 `make bench-gateway` (`python -m tests.bench gateway`) looks at the gateway alone, closely: see tests/bench/gateway.py;
-`make bench-writers` (`python -m tests.bench writers`) at the writers: see tests/bench/writers.py.
+`make bench-writers` (`python -m tests.bench writers`) at the writers: see tests/bench/writers.py; `python -m tests.bench queries` at readers: see tests/bench/queries.py.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pipeline.local import Stack
 from pipeline.record import schema
 from pipeline.settings import ROOT, Settings
-from tests.bench import gateway, measured, writers
+from tests.bench import gateway, measured, queries, writers
 from tests.bench.measured import Row
 from tests.conftest import settings_on_free_ports
 
@@ -24,9 +24,9 @@ COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["all", "gateway", "writers"], default="all")
+    parser.add_argument("what", nargs="?", choices=["all", "gateway", "writers", "queries"], default="all")
     parser.add_argument("--short", action="store_true", help="gateway: a minute instead of five")
-    parser.add_argument("--scale", type=float, help="writers: of 10 M log records, 5 M points, 3 M spans")
+    parser.add_argument("--scale", type=float, help="writers and queries: of their records")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     settings = settings_on_free_ports(ROOT / ".local" / "bench")
@@ -36,6 +36,9 @@ def main() -> None:
             sys.exit(gateway.run(stack, settings, short=options.short, as_json=options.json))
         case "writers":
             sys.exit(writers.run(stack, settings, scale=options.scale or 1.0, as_json=options.json))
+        case "queries":
+            queries.run(stack, settings, scale=options.scale or 1.0, as_json=options.json)
+            return
     found = list(measure(stack, settings, options.scale or 0.05))
     if options.json:
         print(json.dumps(found, indent=2))
