@@ -1,11 +1,10 @@
 """Many messages as one container file, one for each version of their schema."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.delivery import Message
-from pipeline.errors import Misconfigured, Rejected
+from pipeline.errors import Rejected
 from pipeline.record import container, schema
 
 Known = Mapping[str, schema.Schema]  # by name, as the header `schema` says it
@@ -20,15 +19,10 @@ class Joined(NamedTuple):
 
 
 def known(signal: schema.Signal) -> Known:
-    """What a writer of `signal` can take: the version that the gateway writes, and every locked one before it."""
-    name, current = _parts(schema.CURRENT[signal])
-    path = schema.DIRECTORY / "lock.json"
-    try:
-        locked = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise Misconfigured("schemas/lock.json is missing: restore it, it says which schemas there are.") from None
-    versions = sorted(version for other, version in map(_parts, locked) if other == name and version <= current)
-    return {one.name: one for one in (schema.load(f"{name}/{version}") for version in versions)}
+    """What a writer of `signal` can take: every locked version, for gateways of another release write another one."""
+    record, _ = _parts(schema.CURRENT[signal])
+    versions = sorted(version for other, version in map(_parts, schema.locked()) if other == record)
+    return {one.name: one for one in (schema.load(f"{record}/{version}") for version in versions)}
 
 
 def join(batch: Sequence[Message], accepted: Known) -> list[Joined]:

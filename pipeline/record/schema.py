@@ -18,6 +18,7 @@ Signal = Literal["logs", "metrics", "traces"]
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 CURRENT: dict[Signal, str] = {"logs": "log_record/1", "metrics": "metric_point/1", "traces": "span/1"}
 DIRECTORY = ROOT / "schemas"
+LOCK = "lock.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +37,27 @@ class Schema:
 @functools.cache
 def load(name: str) -> Schema:
     """The schema called `name`; raise Misconfigured where the file is missing or differs from the lock."""
-    path = DIRECTORY / f"{name.replace('/', '.v')}.avsc"
+    path = DIRECTORY / file_name(name)
     try:
-        avro = _without_docs(json.loads(path.read_text()))
+        avro = without_docs(json.loads(path.read_text()))
     except FileNotFoundError:
         raise Misconfigured(f"schemas/{path.name} is missing: restore it, the records on the wire need it.") from None
-    locked = json.loads((DIRECTORY / "lock.json").read_text()).get(name)
-    if locked != fingerprint(avro):
+    if locked().get(name) != fingerprint(avro):
         raise Misconfigured(f"schemas/{path.name} differs from schemas/lock.json: a published version never changes.")
     head = io.BytesIO()
     fastavro.writer(head, fastavro.parse_schema(avro), [], codec="null", sync_marker=SYNC, metadata={})
     return Schema(name, avro, head.getvalue())
+
+
+def locked(directory: pathlib.Path | None = None) -> dict[str, str]:
+    """Fingerprints of the published schemas by name; raise Misconfigured where the lock is missing or unreadable."""
+    path = (directory or DIRECTORY) / LOCK
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise Misconfigured(f"schemas/{LOCK} is missing: restore it, it says which schemas there are.") from None
+    except (ValueError, TypeError) as error:
+        raise Misconfigured(f"schemas/{LOCK} is no JSON object of fingerprints by name: {error}. Restore it.") from None
 
 
 def of(signal: Signal) -> Schema:
@@ -59,19 +70,20 @@ def topic(signal: Signal) -> str:
     return f"{signal}_raw"
 
 
+def file_name(name: str) -> str:
+    """`log_record.v1.avsc` of `log_record/1`."""
+    return f"{name.replace('/', '.v')}.avsc"
+
+
 def fingerprint(avro: dict[str, Any]) -> str:
     """SHA-256, in hex, of the schema without docs, as compact JSON in the file's order."""
-    return hashlib.sha256(json.dumps(_without_docs(avro), separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(without_docs(avro), separators=(",", ":")).encode()).hexdigest()
 
 
-def files(directory: pathlib.Path = DIRECTORY) -> list[pathlib.Path]:
-    """The schema files, sorted by name."""
-    return sorted(directory.glob("*.avsc"))
-
-
-def _without_docs(node: Any) -> Any:
+def without_docs(node: Any) -> Any:
+    """A schema, or a part of one, without what is for people."""
     if isinstance(node, dict):
-        return {key: _without_docs(value) for key, value in node.items() if key != "doc"}
+        return {key: without_docs(value) for key, value in node.items() if key != "doc"}
     if isinstance(node, list):
-        return [_without_docs(item) for item in node]
+        return [without_docs(item) for item in node]
     return node
