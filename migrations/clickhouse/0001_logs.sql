@@ -30,19 +30,25 @@ CREATE TABLE IF NOT EXISTS logs_in
 ENGINE = Null;
 
 -- A redelivered record has the same timestamp and event_id, so it falls on its twin: one partition, one key.
--- The deduplication window is for an insert that is retried with its token. Words of bodies are found by a bloom filter:
--- the text index answers as well and costs 1.6 us of CPU and 70 bytes a row more (measured, bodies of 200 bytes).
+-- The deduplication window is for an insert that is retried with its token.
 --
 -- Codecs, measured on a busy 2-core machine, CPU of the server, the bench's log records, 50,000 an insert, two runs:
 --                                 insert        merge, a merged row   bytes a row
 --   ZSTD(1) everywhere            6.2 us        3.2, 4.2 us           85
 --   as below                      5.4, 6.1 us   1.9, 1.9 us           91
 -- Of an insert, reading Avro is 2.5 us, both indexes and the sorting about 0.3 each (within twice the noise).
--- Queries through the view logs, 3 million rows in 7 parts, as below, fastest of four; one run, so with ZSTD(1)
--- everywhere (in brackets) the parts and the id were others, and the ms hold the machine's other load:
---   trace by id                             244 ms (491), 440,484 rows read (333,988)
---   a service, 30 minutes, a word not in it   6 ms (7), no row read
---   errors by service, of all but 10 minutes 95 ms (167), 2,896,679 rows read (the same): no index serves it
+--
+-- Queries through the view logs (`python -m tests.bench queries`: 6.6 million rows of 20 services and five days, twins
+-- among them), CPU of the server, medians of five, and in brackets without the index, same rows in 26 parts:
+--   trace by id                        38 ms,    86,902 rows read   (1,304 ms, 6,000,141)
+--   all services, a day, a rare word   35 ms,    98,304             (208 ms, 1,355,648)
+--   errors by service, a day           89 ms, 1,355,648: the day, also with a minmax index of severity_number, and with
+--                                      severity_number >= 17 before the timestamp in the key
+--   the last errors of a service       38 ms,   442,368: the service
+-- Other indexes, rows read of the first two and bytes a row:
+--   bloom_filter(0.001)    57,345   1.2     bloom_filter(0.01)    81,921   0.8
+--   tokenbf_v1 of 32 KB   114,688   3.8     16 KB   155,648   2.0     8 KB   294,912   1.0
+--   text                  114,688  23.5     and 1.7 us an inserted row; the others' price is below the noise of 0.5 us
 CREATE TABLE IF NOT EXISTS logs_events
 (
     timestamp DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
@@ -113,6 +119,9 @@ SELECT
 FROM (SELECT *, if(time != 0, time, observed_time) AS sent FROM logs_in) AS i;
 
 -- What people and Grafana read. FINAL looks for twins inside one partition only: twins never lie in two.
+-- Exact mode would add, to what an index selects, all of the other parts that twins may be in. Twins are equal in the
+-- indexed columns, which are part of what event_id hashes, so the index selects them all: trace by id in the same parts
+-- took 263 ms and 1,193,304 rows with it, 35 ms and 121,580 without.
 CREATE VIEW IF NOT EXISTS logs AS
 SELECT
     e.timestamp AS timestamp,

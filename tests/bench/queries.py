@@ -31,20 +31,21 @@ COMMON = f"""
     concat('host-', toString(n_service * 5 + number % 5)) AS host,
     map('service.name', service, 'host.name', host, 'service.version', '1.42.0', 'cloud.region', 'eu-west-1',
         'service.instance.id', concat(host, '-0'), 'deployment.environment', 'production') AS resource_attributes,
-    map('http.request.method', ['GET', 'POST'][1 + number % 2], 'http.route', concat('/api/v1/resource/', toString(seed % 40)),
-        'http.response.status_code', ['200', '404', '500'][1 + seed % 3], 'order.id', hex(seed),
+    map('http.request.method', ['GET', 'POST'][1 + number % 2],
+        'http.route', concat('/api/v1/resource/', toString(seed % 40)), 'order.id', hex(seed),
+        'http.response.status_code', ['200', '404', '500'][1 + seed % 3],
         'customer.tier', ['gold', 'silver', 'bronze'][1 + seed % 3], 'thread.id', toString(seed % 64)) AS attributes
 """
 MAKE = {
     # Twelve records a trace, 64 traces at a time; few services log much; one error in 1,000 to 33, by service; a word
     # that one record in 100,000 has.
     "logs_in": f"""
-        SELECT MD5(concat('log', toString(number))) AS event_id, time + 2000000000 + {{later}} AS received_time, {COMMON},
-            {START_NS} + number * {{step}} AS time, time + 900 AS observed_time,
+        SELECT MD5(concat('log', toString(number))) AS event_id, time + 2000000000 + {{later}} AS received_time,
+            {COMMON}, {START_NS} + number * {{step}} AS time, time + 900 AS observed_time,
             if(seed % 1000 < [1, 1, 2, 5, 30][1 + n_service % 5], 17, 9) AS severity_number,
             if(severity_number = 17, 'ERROR', 'INFO') AS severity_text,
             concat(['order ', 'payment ', 'cart ', 'session '][1 + seed % 4], hex(seed),
-                   if(severity_number = 17, ' failed after timeout of upstream for customer ', ' accepted for customer '),
+                   if(severity_number = 17, ' failed after timeout of upstream for ', ' accepted for '), 'customer ',
                    hex(number), if(bitShiftRight(seed, 20) % 100000 = 0, ' in deadlock with ', ' and handed to '),
                    ['warehouse', 'billing', 'shipping', 'mailer'][1 + bitShiftRight(seed, 8) % 4]) AS body,
             'shop' AS scope_name, MD5(toString(trace)) AS trace_id, substring(MD5(toString(number)), 1, 8) AS span_id
@@ -56,7 +57,8 @@ MAKE = {
         SELECT MD5(concat('span', toString(number))) AS event_id, end_time + 2000000000 + {{later}} AS received_time,
             {COMMON}, MD5(toString(trace)) AS trace_id, substring(MD5(toString(number)), 1, 8) AS span_id,
             substring(MD5(toString(number - 64)), 1, 8) AS parent_span_id,
-            concat('GET /api/v1/resource/', toString(seed % 40)) AS name, 2 AS kind, {START_NS} + number * {{step}} AS start_time,
+            concat('GET /api/v1/resource/', toString(seed % 40)) AS name, 2 AS kind,
+            {START_NS} + number * {{step}} AS start_time,
             start_time + toInt64(1e6 * pow((1 + seed % 100003) / 100003, -1.2)) AS end_time,
             if(seed % 1000 < 5, 2, 0) AS status_code, 'shop' AS scope_name,
             if(seed % 20 = 0, [(start_time, 'exception', map('exception.type', 'KeyError'), 0)], []) AS events,
@@ -64,13 +66,13 @@ MAKE = {
         FROM (SELECT number, cityHash64(number) AS seed, intDiv(number, 768) * 64 + number % 64 AS trace,
                   toUInt8(20 * pow((seed % 10007) / 10007, 2)) AS n_service FROM numbers({{first}}, {{count}}))
     """,
-    # 4,000 series of 10 names in 20 services, all at once and again and again.
+    # 200 series of 10 names in 20 services, about three points a minute each.
     "metrics_points_in": f"""
         SELECT MD5(concat('point', toString(number))) AS event_id, time + 2000000000 + {{later}} AS received_time,
             {COMMON}, concat('shop.metric.', toString(bitShiftRight(series, 1) % 10)) AS metric_name, '1' AS unit,
             'gauge' AS type, 'unspecified' AS temporality, toInt64(cityHash64(series, 7)) AS series_id,
             {START_NS} + number * {{step}} AS time, seed / 1e9 AS value
-        FROM (SELECT number, cityHash64(number) AS seed, number % 4000 AS series, series % 20 AS n_service
+        FROM (SELECT number, cityHash64(number) AS seed, number % 200 AS series, series % 20 AS n_service
               FROM numbers({{first}}, {{count}}))
     """,
 }
@@ -83,7 +85,7 @@ QUESTIONS = {
         WHERE trace_id = {TRACE} AND timestamp BETWEEN {NOON} - INTERVAL 30 MINUTE AND {NOON} + INTERVAL 30 MINUTE
     """,
     "a service, a day, a rare word": f"""
-        SELECT timestamp, body FROM logs WHERE service = 'service-03' AND hasToken(body, 'deadlock')
+        SELECT timestamp, body FROM logs WHERE service = 'service-00' AND hasToken(body, 'deadlock')
         AND timestamp BETWEEN {NOON} - INTERVAL 12 HOUR AND {NOON} + INTERVAL 12 HOUR
     """,
     "all services, a day, a rare word": f"""
@@ -117,8 +119,9 @@ QUESTIONS = {
         AND timestamp BETWEEN {NOON} - INTERVAL 12 HOUR AND {NOON} + INTERVAL 12 HOUR
     """,
     "all series of a metric, six hours, by minute": f"""
-        SELECT toStartOfMinute(timestamp) AS minute, service, avg(value) FROM metrics WHERE metric_name = 'shop.metric.2'
-        AND timestamp BETWEEN {NOON} AND {NOON} + INTERVAL 6 HOUR GROUP BY minute, service
+        SELECT toStartOfMinute(timestamp) AS minute, service, avg(value) FROM metrics
+        WHERE metric_name = 'shop.metric.2' AND timestamp BETWEEN {NOON} AND {NOON} + INTERVAL 6 HOUR
+        GROUP BY minute, service
     """,
     "the same from metrics_1m": f"""
         SELECT minute, service, sum(sum) / sum(count) FROM metrics_1m WHERE metric_name = 'shop.metric.2'
