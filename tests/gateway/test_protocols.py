@@ -169,7 +169,7 @@ def test_what_is_not_grpc_is_415_or_cut_off(gateway: Gateway) -> None:
         (b"x", {}, 415, "application/octet-stream is not supported"),
         (b"x", {**PROTOBUF, "content-encoding": "br"}, 415, "br is not supported"),
         (b"no gzip at all", {**PROTOBUF, "content-encoding": "gzip"}, 400, "is not gzip"),
-        (gzip.compress(b"x" * 1000)[:-9], {**PROTOBUF, "content-encoding": "gzip"}, 400, "cut short"),
+        (gzip.compress(b"x" * 1000, mtime=0)[:-9], {**PROTOBUF, "content-encoding": "gzip"}, 400, "cut short"),
         (bytes(100_001), PROTOBUF, 413, "larger than 100000 bytes"),
         (gzip.compress(bytes(50_000_000)), {**PROTOBUF, "content-encoding": "gzip"}, 413, "when decompressed"),
         (zstd.compress(bytes(50_000_000)), {**PROTOBUF, "content-encoding": "zstd"}, 413, "when decompressed"),
