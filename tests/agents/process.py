@@ -12,6 +12,8 @@ from confluent_kafka.admin import AdminClient
 from pipeline.delivery import Message
 from pipeline.settings import Settings, as_environment
 
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024  # what a topic takes is its own setting
+
 
 def until(true: Callable[[], object], what: str, within_s: float = 30.0) -> None:
     """Return when `true` is; fail with `what` after `within_s`."""
@@ -68,7 +70,9 @@ class Process:
 def send(settings: Settings, *messages: Message) -> list[int]:
     """Publish to each message's topic and partition; return the offsets."""
     offsets: list[int] = []
-    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers, "log_level": 0})
+    producer = Producer(
+        {"bootstrap.servers": settings.kafka.bootstrap_servers, "log_level": 0, "message.max.bytes": MAX_MESSAGE_BYTES}
+    )
     for message in messages:
         producer.produce(
             message.topic, message.value, partition=message.partition,
