@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pipeline.errors import PipelineError
 from pipeline.settings import ROOT
-from tests.drills import fuzz_gateway, kafka_away, killer, soak, spool_crashes, store_away
+from tests.drills import fuzz_gateway, kafka_away, killer, rewind, soak, spool_crashes, store_away
 from tests.drills.context import Context, Failed
 
 Drill = Callable[[Context], str]
@@ -32,6 +32,7 @@ DRILLS: dict[str, Drill] = {
     "soak": soak.drill,
     "store_away": store_away.drill,
     "killer": killer.drill,
+    "rewind": rewind.drill,
 }
 HOME = ROOT / ".local" / "drills"
 

@@ -12,6 +12,9 @@ from typing import Any
 import psycopg
 
 from pipeline import clickhouse
+from pipeline.agents.gaps import TOPICS
+from pipeline.kafka.groups import Groups
+from pipeline.kafka.reader import Reader
 from pipeline.record.schema import Signal
 from pipeline.settings import PREFIX, Settings, as_environment
 from tests.drills.context import Failed
@@ -29,6 +32,14 @@ def pipeline(settings: Settings, *command: str) -> str:
             f"`pipeline {' '.join(command)}` ended with {done.returncode}: {(done.stderr or done.stdout)[-600:]}"
         )
     return done.stdout
+
+
+def lag(settings: Settings, writer: str) -> int:
+    """Messages that the writer's group has not committed."""
+    retained = Reader(settings.kafka).retained(TOPICS[writer])
+    committed = Groups(settings.kafka).committed(writer, [(each.topic, each.partition) for each in retained])
+    places = {place: each.offset for place, each in committed.items()}
+    return sum(each.end - max(each.start, places.get((each.topic, each.partition), 0)) for each in retained)
 
 
 def audited(settings: Settings, within_s: float) -> None:

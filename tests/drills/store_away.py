@@ -2,18 +2,13 @@
 
 import time
 
-import psutil
-from confluent_kafka.admin import AdminClient
-
-from pipeline.agents.gaps import TOPICS
-from pipeline.kafka.groups import Groups
-from pipeline.kafka.reader import Reader
 from pipeline.local import Stack
 from pipeline.settings import Settings
+from tests.agents.group import Group
 from tests.bench import measured
 from tests.drills.context import Context, Failed
 from tests.drills.exporters import Exporters
-from tests.drills.proof import audited, read_once
+from tests.drills.proof import audited, lag, read_once
 
 AWAY_S, SHORT_AWAY_S = 900.0, 17.0  # longer than a session of 15 s: who left the group would be seen
 BEFORE_S = 5.0
@@ -39,43 +34,28 @@ def drill(context: Context) -> str:
 
 def _away(context: Context, stack: Stack, settings: Settings, store: str) -> str:
     writer = STORES[store]
-    before, members = _process(stack, writer), _members(settings, writer)
+    group = Group(settings.kafka.bootstrap_servers, writer)
+    before, members = measured.process(stack, writer), group.members()
+
+    def undisturbed(when: str) -> None:
+        if not before.is_running() or measured.process(stack, writer) != before:
+            raise Failed(f"{writer} was restarted {when}.")
+        if group.members() != members or not group.settled(len(members)):
+            raise Failed(f"{writer}'s group was rebalanced {when}.")
+
+    undisturbed(f"before {store} was away")
     stack.stop([store])
     deadline, most = time.monotonic() + (SHORT_AWAY_S if context.short else AWAY_S), 0
     while time.monotonic() < deadline:
-        most = max(most, _lag(settings, writer))
+        most = max(most, lag(settings, writer))
+        undisturbed(f"while {store} was away")
         context.tell_now_and_then(lambda: f"{store} is away, {writer} lags {most:,} messages")  # noqa: B023
         time.sleep(1)
     stack.start([store])
     within_s = SHORT_DRAINED_WITHIN_S if context.short else DRAINED_WITHIN_S
-    if not measured.wait_until(lambda: _lag(settings, writer) <= most // 20, within_s):
-        raise Failed(f"{writer} lags {_lag(settings, writer):,} messages {within_s:.0f} s after {store} came back.")
-    if not before.is_running() or _process(stack, writer) != before:
-        raise Failed(f"{writer} was restarted while {store} was away.")
-    if _members(settings, writer) != members:
-        raise Failed(f"{writer}'s group was rebalanced while {store} was away.")
+    if not measured.wait_until(lambda: lag(settings, writer) <= most // 20, within_s):
+        raise Failed(f"{writer} lags {lag(settings, writer):,} messages {within_s:.0f} s after {store} came back.")
+    undisturbed(f"when {store} came back")
     if most < 5:
         raise Failed(f"{writer} lagged {most} messages at most while {store} was away: the drill drilled nothing.")
     return f"{store} away, {writer} lagged {most:,} messages and drained"
-
-
-def _process(stack: Stack, name: str) -> psutil.Process:
-    return measured.process(stack, name)
-
-
-def _members(settings: Settings, group: str) -> set[str]:
-    """Who consumes; a member that left and came back has another id."""
-    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
-    [future] = admin.describe_consumer_groups([group]).values()
-    return {member.member_id for member in future.result().members}
-
-
-def _lag(settings: Settings, group: str) -> int:
-    """Messages that the group has not committed."""
-    retained = Reader(settings.kafka).retained(TOPICS[group])
-    committed = Groups(settings.kafka).committed(group, [(each.topic, each.partition) for each in retained])
-    return sum(
-        each.end - max(each.start, committed[each.topic, each.partition].offset)
-        for each in retained
-        if (each.topic, each.partition) in committed
-    )

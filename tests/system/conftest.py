@@ -5,16 +5,21 @@ import pathlib
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
+import psycopg
 import pytest
 
+from pipeline import migrations, topics
 from pipeline.audit import audit
+from pipeline.clickhouse import connect as connect_clickhouse
 from pipeline.local import Stack
 from pipeline.record.schema import SIGNALS
-from pipeline.settings import ROOT, Settings
+from pipeline.settings import ROOT, ClickHouseSettings, KafkaSettings, PostgresSettings, Settings
+from tests.audit.conftest import remove_topics
 from tests.conftest import part, settings_on_free_ports
 
 
@@ -63,3 +68,25 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     own = Running(settings_on_free_ports(tmp_path_factory.mktemp("system")))
     with part(own.stack.up, own.stack.wipe):
         yield own
+
+
+@pytest.fixture(scope="module")
+def world(kafka: str, postgres: str, clickhouse: str) -> Iterator[Settings]:
+    """Empty topics and stores of this module's own."""
+    name = f"world_{uuid.uuid4().hex}"
+    remove_topics(kafka)
+    settings = Settings(
+        kafka=KafkaSettings(bootstrap_servers=kafka),
+        postgres=PostgresSettings(dsn=psycopg.conninfo.make_conninfo(postgres, dbname=name)),
+        clickhouse=ClickHouseSettings(url=clickhouse, database=name),
+    )
+    admin = connect_clickhouse(ClickHouseSettings(url=clickhouse))
+    admin.command(f"CREATE DATABASE {name}")
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+        topics.apply_all(settings)
+        migrations.up_all(settings)
+        yield settings
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    admin.command(f"DROP DATABASE {name} SYNC")
+    remove_topics(kafka)

@@ -18,7 +18,6 @@ import psutil
 import psycopg
 import pytest
 
-from pipeline import migrations, topics
 from pipeline.audit import audit
 from pipeline.clickhouse import connect as connect_clickhouse
 from pipeline.delivery import Message
@@ -26,10 +25,9 @@ from pipeline.kafka.groups import Groups
 from pipeline.kafka.reader import Reader
 from pipeline.local import Stack
 from pipeline.record.schema import Signal
-from pipeline.settings import ClickHouseSettings, KafkaSettings, PostgresSettings, Settings, WriterSettings
+from pipeline.settings import PostgresSettings, Settings, WriterSettings
 from tests.agents.group import Group
 from tests.agents.process import Process, send, until
-from tests.audit.conftest import remove_topics
 from tests.conftest import free_ports
 from tests.contract.test_stores import gauges, one
 from tests.otlp import requests
@@ -218,28 +216,6 @@ class Writer:
     def close(self) -> None:
         self.process.close()
         self.proxy.close()
-
-
-@pytest.fixture(scope="module")
-def world(kafka: str, postgres: str, clickhouse: str) -> Iterator[Settings]:
-    """Empty topics and stores of this module's own."""
-    name = f"crashes_{uuid.uuid4().hex}"
-    remove_topics(kafka)
-    settings = Settings(
-        kafka=KafkaSettings(bootstrap_servers=kafka),
-        postgres=PostgresSettings(dsn=psycopg.conninfo.make_conninfo(postgres, dbname=name)),
-        clickhouse=ClickHouseSettings(url=clickhouse, database=name),
-    )
-    admin = connect_clickhouse(ClickHouseSettings(url=clickhouse))
-    admin.command(f"CREATE DATABASE {name}")
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-        topics.apply_all(settings)
-        migrations.up_all(settings)
-        yield settings
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-    admin.command(f"DROP DATABASE {name} SYNC")
-    remove_topics(kafka)
 
 
 @pytest.fixture(scope="module", params=["ch_writer", "pg_writer"])
