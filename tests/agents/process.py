@@ -1,6 +1,7 @@
 """A writer as a process, with real servers behind it."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.delivery import Message
-from pipeline.settings import Settings, as_environment
+from pipeline.settings import ROOT, Settings, as_environment
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024  # what a topic takes is its own setting
 
@@ -24,16 +25,18 @@ def until(true: Callable[[], object], what: str, within_s: float = 30.0) -> None
 
 
 class Process:
-    """Our commands at these settings; `name` is the writer that `start` starts."""
+    """Our commands at these settings; `name` is the writer that `start` starts, `code` the folder that holds the
+    package and what lies beside it."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, code: pathlib.Path = ROOT) -> None:
         self.name, self.settings = name, settings
+        self._code = code
         self._child: subprocess.Popen[str] | None = None
         self._environment = {**os.environ, **as_environment(settings)}
 
     def start(self) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", self.name], env=self._environment, text=True,
+            [sys.executable, "-m", "pipeline", self.name], env=self._environment, text=True, cwd=self._code,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -62,7 +65,7 @@ class Process:
         """Exit code and output of `pipeline <command>`."""
         done = subprocess.run(
             [sys.executable, "-m", "pipeline", *command.split()], env=self._environment, capture_output=True, text=True,
-            timeout=60, check=False,
+            timeout=60, check=False, cwd=self._code,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
 

@@ -3,30 +3,27 @@
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import fastavro
 import psycopg
-import pytest
 
-from pipeline import clickhouse, migrations, otlp, topics
+from pipeline import clickhouse, otlp
 from pipeline.audit import audit
 from pipeline.delivery import Limit, Message
 from pipeline.dlq import Letters, Selection
 from pipeline.kafka.reader import Reader
 from pipeline.record import container, schema
-from pipeline.settings import KafkaSettings, Settings, WriterSettings
+from pipeline.settings import Settings
+from tests.agents.conftest import BOTH
 from tests.agents.group import Group
 from tests.agents.kafka_tools import CONFIGS, kafka_tool
 from tests.agents.process import Process, send, until
-from tests.audit.conftest import remove_topics
-from tests.conftest import free_ports
 from tests.contract.test_stores import damaged, gauges, new_service, one
 from tests.otlp.requests import T0
 
-WRITERS = ("ch_writer", "pg_writer")
 METRICS = schema.of("metrics")
 GOOD, AROUND = 10_000, 2_000  # messages with poison among them; before and after
 POINTS, LARGE_POINTS = 2, 10_000  # of a message
@@ -79,32 +76,6 @@ def test_what_was_spent_before_a_start_is_gone() -> None:
     """More than the burst leaves nothing, not less than nothing."""
     assert not Limit(60, 3, spent=10).take(0.0)
     assert Limit(60, 3, spent=2).take(0.0)
-
-
-@pytest.fixture
-def settings_of_both(kafka: str, settings: Settings) -> Iterator[Settings]:
-    """Of both writers, which do not run yet, at empty topics and tables."""
-    remove_topics(kafka)
-    ports = free_ports(len(WRITERS))
-    own = {
-        name: WriterSettings(health_port=port, batch_bytes=1 << 24) for name, port in zip(WRITERS, ports, strict=True)
-    }
-    made = settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=kafka), **own})
-    topics.apply_all(made)
-    migrations.up_all(made)
-    yield made
-    remove_topics(kafka)
-
-
-@pytest.fixture
-def both(settings_of_both: Settings) -> Iterator[list[Process]]:
-    """Both writers, running."""
-    made = [Process(name, settings_of_both) for name in WRITERS]
-    for each in made:
-        each.start()
-    yield made
-    for each in made:
-        each.close()
 
 
 def out_of_range(message: Message) -> Message:
@@ -167,16 +138,16 @@ def large() -> Message:
     return Message("metrics_raw", 3, 0, headers, value)
 
 
-def test_poison_of_every_kind_is_dead_lettered_alone(settings_of_both: Settings, both: list[Process]) -> None:
+def test_poison_of_every_kind_is_dead_lettered_alone(both: list[Process]) -> None:
     """One bad message of each kind among 10,000 good ones: these are in the dead letters with their reason, all others
     in both stores, a good one of 10 MB too; the writers are afterwards as fast as before."""
-    world = settings_of_both
+    world = both[0].settings
     limit = f"max.message.bytes={2 * TEN_MB}"
     kafka_tool(
         CONFIGS, world, "--alter", "--entity-type", "topics", "--entity-name", "metrics_raw", "--add-config", limit
     )
     client = clickhouse.connect(world.clickhouse)
-    points = dict.fromkeys(WRITERS, 0)
+    points = dict.fromkeys(BOTH, 0)
 
     def stored() -> dict[str, int]:
         with psycopg.connect(world.postgres.dsn.get_secret_value()) as connection:
@@ -185,7 +156,7 @@ def test_poison_of_every_kind_is_dead_lettered_alone(settings_of_both: Settings,
 
     def rate(messages: list[Message], more: int) -> float:
         """Send these, which both stores can hold but for poison; return points a second, until the last is stored."""
-        for name in WRITERS:
+        for name in BOTH:
             points[name] += more
         started = time.monotonic()
         send(world, *messages)
@@ -213,7 +184,7 @@ def test_poison_of_every_kind_is_dead_lettered_alone(settings_of_both: Settings,
     wanted = {
         (kind.encode(), writer): reason
         for kind, (_, *reasons) in BAD.items()
-        for writer, reason in zip(WRITERS, reasons, strict=True)
+        for writer, reason in zip(BOTH, reasons, strict=True)
         if reason
     }
     assert found.keys() == wanted.keys()
