@@ -46,6 +46,22 @@ def cpu_s(parent: psutil.Process) -> float:
     return sum(times)
 
 
+@contextlib.contextmanager
+def strangers(ours: Sequence[psutil.Process]) -> Iterator[Callable[[], float]]:
+    """Share of the machine's CPU that processes other than `ours` and this one used inside the block."""
+
+    def used() -> tuple[float, float]:
+        times = psutil.cpu_times()
+        idle = times.idle + times.iowait
+        return sum(times[:8]) - idle - sum(map(cpu_s, [*ours, psutil.Process()])), sum(times[:8])
+
+    before = used()
+    result: list[float] = []
+    yield lambda: result[0]
+    theirs, all_of_it = (after - first for first, after in zip(before, used(), strict=True))
+    result.append(max(0.0, theirs / all_of_it))
+
+
 def rss_mb(parent: psutil.Process) -> float:
     """Resident memory of a process and its children."""
     found = 0
