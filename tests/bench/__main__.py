@@ -8,6 +8,7 @@
 import argparse
 import json
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, help="writers and queries: of their records")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped
     settings = settings_on_free_ports(ROOT / ".local" / "bench")
     stack = Stack(settings, lambda line: print(line, file=sys.stderr))
     match options.what:
@@ -55,8 +57,8 @@ def measure(stack: Stack, settings: Settings, scale: float) -> Iterator[Row]:
         stack.stop(["pg_writer", "ch_writer"])
         ours = gateway.target(stack, settings)
         for protocol in ("http", "grpc"):
-            for signal in schema.SIGNALS:
-                row = gateway.under(gateway.Case(protocol, signal, 1000, 8), ours, 6)
+            for kind in schema.SIGNALS:
+                row = gateway.under(gateway.Case(protocol, kind, 1000, 8), ours, 6)
                 yield {**row, "floor": "40,000/s a core"}
     finally:
         stack.wipe()
