@@ -1,6 +1,10 @@
-"""A random killer for ten minutes: three workers a writer, the stores, Kafka and the gateway, in any order."""
+"""A random killer for ten minutes: three workers a writer, the stores, Kafka and the gateway, in any order.
+
+The seed gives the order and the pauses; each deed is told with its time.
+"""
 
 import contextlib
+import datetime
 import random
 import socket
 import time
@@ -9,12 +13,14 @@ import psutil
 
 from pipeline.local import Stack
 from pipeline.settings import Settings
+from tests.bench import measured
 from tests.drills.context import Context
 from tests.drills.exporters import Exporters
 from tests.drills.proof import audited, counted, pipeline, read_once
 
 SECONDS, SHORT_SECONDS = 600.0, 20.0
-EVERY_S = (3.0, 9.0)  # between kills
+EVERY_S = (3.0, 9.0)  # between deeds
+WORKER_SHARE, RESTART_SHARE = 0.6, 0.3  # of all deeds; of those done to servers
 WORKERS = 3
 WRITERS = ("ch_writer", "pg_writer")
 SERVERS = ("clickhouse", "postgres", "kafka", "gateway")
@@ -23,42 +29,43 @@ ANSWERED_WITHIN_S = 120.0
 
 
 def drill(context: Context) -> str:
-    """SIGKILL only; what was answered OK is stored once, and the audit is clean."""
+    """SIGKILL, and servers stopped in order now and then; what was answered OK is stored once, and the audit is clean."""
     rng = random.Random(context.seed)
-    kills: list[str] = []
+    deeds: list[str] = []
     with context.whole_stack(_with_workers) as (stack, settings):
         load = Exporters(settings)
         load.start()
         deadline = time.monotonic() + (SHORT_SECONDS if context.short else SECONDS)
         while time.monotonic() < deadline:
             time.sleep(rng.uniform(*EVERY_S))
-            kills.append(_kill(rng, stack, settings))
-            context.tell(f"killed {kills[-1]}; {len(kills)} kills of seed {context.seed}")
+            began = datetime.datetime.now(datetime.UTC)
+            deeds.append(_deed(rng, stack, settings))
+            context.tell(f"{began:%H:%M:%S.%f} {deeds[-1]}; {len(deeds)} of seed {context.seed}")
         load.finish(ANSWERED_WITHIN_S)
         audited(settings, SHORT_STORED_WITHIN_S if context.short else STORED_WITHIN_S)
         read_once(settings, load)
         answered = sum(len(numbers) for numbers in load.answered.values())
-    return f"{answered:,} records answered OK and stored once; {len(kills)} kills: {counted(kills)}; audit clean"
+    return f"{answered:,} records answered OK and stored once; {len(deeds)} deeds: {counted(deeds)}; audit clean"
 
 
-def _kill(rng: random.Random, stack: Stack, settings: Settings) -> str:
-    """Kill one process; start it again where no supervisor does."""
-    if rng.random() < 0.6:
-        name = rng.choice(WRITERS)
-        [supervisor] = [row["pid"] for row in stack.status()["processes"] if row["name"] == name][:1]
-        workers = psutil.Process(supervisor).children()
-        if workers:
-            rng.choice(workers).kill()
-        return f"a worker of {name}"
-    name = rng.choice(SERVERS)
-    [pid] = [row["pid"] for row in stack.status()["processes"] if row["name"] == name][:1]
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            one.kill()
-        process.wait()
+def _deed(rng: random.Random, stack: Stack, settings: Settings) -> str:
+    """Kill or restart one process; say which. Who is meant depends on nothing but `rng`."""
+    worker, restart, index = rng.random() < WORKER_SHARE, rng.random() < RESTART_SHARE, rng.randrange(WORKERS)
+    name = rng.choice(WRITERS if worker else SERVERS)
+    if worker:
+        with contextlib.suppress(IndexError, psutil.NoSuchProcess):  # it died just now
+            measured.process(stack, name).children()[index].kill()
+        return f"killed a worker of {name}"
+    if restart:
+        pipeline(settings, "local", "stop", name)
+    else:
+        family = measured.family(measured.process(stack, name))
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(family)
     pipeline(settings, "local", "start", name)
-    return name
+    return f"{'restarted' if restart else 'killed'} {name}"
 
 
 def _with_workers(settings: Settings) -> Settings:

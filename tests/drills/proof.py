@@ -43,21 +43,31 @@ def lag(settings: Settings, writer: str) -> int:
 
 
 def audited(settings: Settings, within_s: float) -> None:
-    """Return once `pipeline audit` is clean; raise Failed with what it says where it is not within the time."""
+    """Return once `pipeline audit` is clean; raise Failed with what it says, and how far the writers are, where it is
+    not within the time."""
     deadline = time.monotonic() + within_s
     while True:
         try:
             report = json.loads(pipeline(settings, "audit", "--json"))
             break
-        except Failed as failure:
+        except Failed:
             if time.monotonic() > deadline:
-                raise Failed(f"The audit is not clean {within_s:.0f} s after the load: {failure}") from None
+                raise Failed(f"{within_s:.0f} s after the load {_differences(settings)}") from None
             time.sleep(1)
     for name, part in report["signals"].items():
         for store, findings in part["stores"].items():
             counts = {key: findings[key] for key in ("missing", "duplicates")}
             if any(counts.values()):
                 raise Failed(f"The audit calls {name} in {store} clean with {counts}.")
+
+
+def _differences(settings: Settings) -> str:
+    behind = {writer: lag(settings, writer) for writer in TOPICS}
+    try:
+        said = pipeline(settings, "audit")
+    except Failed as failure:
+        said = str(failure)
+    return f"the writers lag {behind} messages and the audit is not clean: {said}"
 
 
 def read_once(settings: Settings, load: Exporters) -> None:
