@@ -1,6 +1,6 @@
 """Migrations of PostgreSQL and ClickHouse: what the files say against what the stores have.
 
-    opened(settings) → status(stores) or plan(stores) → up(planned, stores, settings)
+    opened(settings) → status(stores) or plan(stores) → rehearse(stores) → up(planned, stores) → verify(stores)
 
 The schema exists only in the files. An applied file never changes; a file that stopped in the middle goes on from the
 statement that did not finish, which is why one that runs outside a transaction must bear repeating.
@@ -8,16 +8,20 @@ statement that did not finish, which is why one that runs outside a transaction 
 
 import pathlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from pipeline.errors import Misconfigured
 from pipeline.migrations import files
+from pipeline.migrations.definitions import Difference, differences
 from pipeline.migrations.files import Migration
-from pipeline.migrations.stores import ClickHouse, Entry, Postgres, StatementError, Store, locked
+from pipeline.migrations.stores import ClickHouse, Entry, LockedError, Postgres, StatementError, Store
 from pipeline.settings import Settings
 
+LOCKED_WITHIN_S = 2.0  # a runner that was killed a moment ago still holds its lock
 StoreName = Literal["postgres", "clickhouse"]
 
 
@@ -42,6 +46,15 @@ class State:
             )
         return line
 
+    @property
+    def steps(self) -> list[str]:
+        """The statements that are not done, a line each."""
+        lines = []
+        for n, statement in enumerate(self.migration.statements, 1):
+            marks = f" [{', '.join(statement.marks)}]" if statement.marks else ""
+            lines.append(f"{n}. {statement.title}{marks}")
+        return lines[self.done :]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "store": self.migration.store,
@@ -51,6 +64,7 @@ class State:
             "statements": len(self.migration.statements),
             "done": self.done,
             "problem": self.problem,
+            "steps": self.steps,
         }
 
 
@@ -60,9 +74,9 @@ def opened(settings: Settings, only: StoreName | None = None) -> Iterator[list[S
     with ExitStack() as open_stores:
         stores: list[Store] = []
         if only != "clickhouse":
-            stores.append(open_stores.enter_context(closing(Postgres(settings.postgres))))
+            stores.append(open_stores.enter_context(Postgres.opened(settings.postgres)))
         if only != "postgres":
-            stores.append(open_stores.enter_context(closing(ClickHouse(settings.clickhouse))))
+            stores.append(open_stores.enter_context(ClickHouse.opened(settings.clickhouse)))
         yield stores
 
 
@@ -84,24 +98,64 @@ def plan(stores: Sequence[Store], directory: pathlib.Path = files.DIRECTORY) -> 
     return [state for state in status(stores, directory) if state.state != "applied"]
 
 
-def up(planned: Sequence[State], stores: Sequence[Store], settings: Settings) -> None:
+def up(planned: Sequence[State], stores: Sequence[Store]) -> None:
     """Carry out the plan that was read.
 
-    Raise Misconfigured where the stores have moved since, or at the first statement that a store refuses, by name.
+    Raise LockedError where another runner is at work; Misconfigured where the stores have moved since, or at the first
+    statement that a store refuses, by name.
     """
-    with locked(settings.postgres):
+    with _locked(stores):
         history = {store.name: _history(store) for store in stores}
         if any(_state(state.migration, history[state.migration.store]) != state for state in planned):
             raise Misconfigured("The stores have changed since this plan was read: read `pipeline migrate plan` again.")
         _carry_out(planned, stores)
 
 
-def up_all(settings: Settings) -> list[State]:
-    """Plan and carry out at once, for a stack that is nobody else's; return what was pending."""
-    with locked(settings.postgres), opened(settings) as stores:
+def up_all(settings: Settings, only: StoreName | None = None) -> list[State]:
+    """Plan and carry out at once, for stores that are nobody else's; return what was pending."""
+    with opened(settings, only) as stores, _locked(stores):
         planned = plan(stores)
         _carry_out(planned, stores)
     return planned
+
+
+def rehearse(stores: Sequence[Store], directory: pathlib.Path = files.DIRECTORY) -> None:
+    """Carry out every file on a scratch database beside each store; raise Misconfigured where one is refused."""
+    with _locked(stores):
+        states = status(stores, directory)
+        for store in stores:
+            own = [state.migration for state in states if state.migration.store == store.name]
+            with store.scratch() as scratch, scratch.locked():
+                for migration in own:
+                    _apply(migration, (0, len(migration.statements)), scratch)
+
+
+def verify(stores: Sequence[Store], directory: pathlib.Path = files.DIRECTORY) -> list[Difference]:
+    """Where the stores are not what the applied files make of a scratch database; empty where they are."""
+    found: list[Difference] = []
+    with _locked(stores):
+        states = status(stores, directory)
+        for store in stores:
+            begun = [state for state in states if state.migration.store == store.name and state.done]
+            with store.scratch() as scratch, scratch.locked():
+                for state in begun:
+                    _apply(state.migration, (0, state.done), scratch)
+                made = scratch.definitions()
+            found += differences(store.name, store.definitions(), made)
+    return found
+
+
+@contextmanager
+def _locked(stores: Sequence[Store]) -> Iterator[None]:
+    with ExitStack() as locks:
+        for store in stores:
+            for attempt in Retrying(
+                retry=retry_if_exception_type(LockedError),
+                stop=stop_after_delay(LOCKED_WITHIN_S), wait=wait_fixed(0.05), reraise=True,
+            ):  # fmt: skip
+                with attempt:
+                    locks.enter_context(store.locked())
+        yield
 
 
 def _history(store: Store) -> dict[int, Entry]:
@@ -143,41 +197,39 @@ def _carry_out(planned: Sequence[State], stores: Sequence[Store]) -> None:
     for store in stores:
         for state in planned:
             if state.migration.store == store.name:
-                _apply(state.migration, state.done, store)
+                _apply(state.migration, (state.done, len(state.migration.statements)), store)
 
 
-def _apply(migration: Migration, done: int, store: Store) -> None:
-    """Run the file from statement `done` on, step by step."""
+def _apply(migration: Migration, statements: tuple[int, int], store: Store) -> None:
+    """Run that range of the file's statements, step by step."""
 
-    def entry(statements: int, problem: str = "") -> Entry:
-        finished = statements == len(migration.statements) and not problem
+    def entry(done: int, problem: str = "") -> Entry:
+        finished = done == len(migration.statements) and not problem
         return Entry(
-            migration.version, migration.name, migration.checksum(statements), statements,
+            migration.version, migration.name, migration.checksum(done), done,
             "applied" if finished else "dirty", problem,
         )  # fmt: skip
 
-    capabilities = store.capabilities()
-    for start, stop in _steps(migration, done, store):
-        step = [statement for statement in migration.statements[start:stop] if statement.runs(capabilities)]
+    for start, stop in _steps(migration, statements, store):
         try:
-            store.run(step, entry(stop))
+            store.run(migration.statements[start:stop], entry(stop))
         except StatementError as refused:
             number = next(n for n, statement in enumerate(migration.statements, 1) if statement is refused.statement)
             problem = f"statement {number}, `{refused.statement.title}`, failed: {refused}"
             kept = "Nothing of the file was kept"
             if start or not store.transactions or not refused.statement.transactional:
-                store.record(entry(start, problem))
+                store.run([], entry(start, problem))
                 kept = f"What stands before it is kept ({start} of {len(migration.statements)})"
             way_out = "correct it, or what it needs, and run `pipeline migrate up` again."
             raise Misconfigured(f"{migration.path}: {problem} {kept}; {way_out}") from refused
 
 
-def _steps(migration: Migration, done: int, store: Store) -> Iterator[tuple[int, int]]:
+def _steps(migration: Migration, statements: tuple[int, int], store: Store) -> Iterator[tuple[int, int]]:
     """Ranges of statements that are done and recorded at once: in a store with transactions all that can share one."""
-    start = done
-    for place in range(done + 1, len(migration.statements)):
+    start, end = statements
+    for place in range(start + 1, end):
         before, here = migration.statements[place - 1], migration.statements[place]
         if not (store.transactions and before.transactional and here.transactional):
             yield start, place
             start = place
-    yield start, len(migration.statements)
+    yield start, end

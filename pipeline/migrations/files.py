@@ -6,6 +6,9 @@ A comment line directly above a statement may direct it:
     -- unless: <capability>     only where it has not
     -- transaction: none        cannot run inside a transaction (PostgreSQL)
 
+What runs outside a transaction, as all of ClickHouse does, may run again after a crash: CREATE, DROP, and ALTER TABLE
+where it adds or drops, must say IF NOT EXISTS, IF EXISTS or OR REPLACE there.
+
 Any other comment line that begins with a word and a colon in lower case is a mistyped directive, and an error.
 """
 
@@ -27,6 +30,11 @@ DIRECTORY = ROOT / "migrations"
 DIALECTS: dict[str, type[Dialect]] = {"postgres": Postgres, "clickhouse": ClickHouse}
 CAPABILITIES = frozenset({"timescaledb"})
 FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+UNREPEATABLE = re.compile(
+    r"\s*(CREATE|DROP)\b(?!.*\b(IF\s+(NOT\s+)?EXISTS|OR\s+REPLACE)\b)"
+    r"|\s*ALTER\b.*\b(ADD|DROP|RENAME)\s+(COLUMN|INDEX|PROJECTION|CONSTRAINT|STATISTICS)\b(?!\s+IF\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 DIRECTIVE = re.compile(r"--\s*([a-z]+):\s*(.*?)\s*")
 
 
@@ -46,6 +54,14 @@ class Statement:
     def title(self) -> str:
         """Its first line that is not a comment."""
         return next(line for line in map(str.strip, self.text.splitlines()) if line and not line.startswith("--"))
+
+    @property
+    def marks(self) -> list[str]:
+        """Where and how it runs, if not everywhere and in a transaction."""
+        marks = [f"only with {one}" for one in sorted(self.when)] + [
+            f"only without {one}" for one in sorted(self.unless)
+        ]
+        return marks if self.transactional else [*marks, "outside a transaction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +127,16 @@ def split(text: str, store: str) -> list[Statement]:
             holds_tokens = True
             continue
         if holds_tokens:
-            statements.append(_statement(text[start : token.start].strip(), problems))
+            statements.append(_statement(text[start : token.start].strip(), store, problems))
         start, holds_tokens = token.end + 1, False
     if holds_tokens:
-        statements.append(_statement(text[start:].strip(), problems))
+        statements.append(_statement(text[start:].strip(), store, problems))
     if problems:
         raise Misconfigured(problems)
     return statements
 
 
-def _statement(text: str, problems: list[str]) -> Statement:
+def _statement(text: str, store: str, problems: list[str]) -> Statement:
     found: dict[str, set[str]] = {"when": set(), "unless": set(), "transaction": set()}
     for line in map(str.strip, text.splitlines()):
         if line and not line.startswith("--"):
@@ -136,6 +152,12 @@ def _statement(text: str, problems: list[str]) -> Statement:
             problems.append(f"`{line}`: {word} takes {' or '.join(sorted(allowed))}.")
         else:
             found[word].add(value)
-    return Statement(
-        text, frozenset(found["when"]), frozenset(found["unless"]), transactional=not found["transaction"]
-    )  # fmt: skip
+    transactional = not found["transaction"]
+    statement = Statement(text, frozenset(found["when"]), frozenset(found["unless"]), transactional)
+    bare = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+    if (store == "clickhouse" or not transactional) and UNREPEATABLE.match(bare):
+        problems.append(
+            f"`{statement.title}`: runs outside a transaction and may run again after a crash; say IF NOT EXISTS, "
+            "IF EXISTS or OR REPLACE."
+        )
+    return statement

@@ -1,17 +1,32 @@
-"""The two stores as the runner sees them: capabilities, history, and one step carried out."""
+"""The two stores as the runner sees them: history, one step carried out, a lock, a scratch database, definitions."""
 
+import hashlib
+import re
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, dataclass
-from typing import Literal, Protocol
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import asdict, astuple, dataclass
+from typing import Any, Literal, Protocol, Self
+
+import psycopg
+from clickhouse_connect.driver.client import Client
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from pydantic import SecretStr
 
 from pipeline import clickhouse
-from pipeline.errors import Rejected, Unavailable
+from pipeline.errors import Misconfigured, Rejected, Unavailable
+from pipeline.migrations import definitions
+from pipeline.migrations.definitions import Definitions
 from pipeline.migrations.files import Statement
 from pipeline.settings import ClickHouseSettings, PostgresSettings
 from pipeline.timescale import connection
 
 ADVISORY_LOCK = int.from_bytes(b"pipeline")  # any constant that is nobody else's
+QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING = 216
+CONCURRENT_INDEX = re.compile(
+    r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?([\w.\"]+)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,40 +53,67 @@ class StatementError(Exception):
         self.statement = statement
 
 
+class LockedError(Unavailable):
+    """Another runner is at work."""
+
+    def __init__(self, store: str) -> None:
+        super().__init__(f"Another runner is migrating {store}: wait until it is done and run this again.")
+
+
 class Store(Protocol):
     """What the runner asks of a store. Every call raises Unavailable where the store is away."""
 
     name: str
     transactions: bool  # statements and their history can be one transaction
 
-    def capabilities(self) -> frozenset[str]:
-        """Which of files.CAPABILITIES the store has."""
-
     def history(self) -> list[Entry]:
         """Every file that was begun, by version; empty where there is no history table yet."""
 
     def run(self, statements: Sequence[Statement], entry: Entry) -> None:
-        """Run the statements and record `entry`: in one transaction, unless a single one says that it cannot.
+        """Run those statements that its capabilities ask for, and write `entry` over what its version has.
 
-        Raise StatementError at the first that fails; where there are transactions nothing is then done or recorded.
+        Both are one transaction, unless a single statement says that it cannot be in one. Raise StatementError at the
+        first that fails; where there are transactions nothing is then done or recorded.
         """
 
-    def record(self, entry: Entry) -> None:
-        """Write `entry` over what its version has."""
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other runners away, also when this process is killed; raise LockedError where one is at work.
 
-    def close(self) -> None:
-        """Let go of the store."""
+        Where the lock is lost, `run` raises Unavailable.
+        """
+
+    def scratch(self) -> AbstractContextManager["Store"]:
+        """An empty database of the same capabilities on the same server, dropped at the end; the lock must be held.
+
+        Raise Misconfigured where the user may not make one.
+        """
+
+    def definitions(self) -> Definitions:
+        """What the database holds."""
 
 
 class Postgres:
     name = "postgres"
     transactions = True
 
-    def __init__(self, settings: PostgresSettings) -> None:
-        self._connection = connection.connect(settings)
+    def __init__(
+        self, connected: psycopg.Connection, settings: PostgresSettings, capabilities: frozenset[str] | None = None
+    ) -> None:
+        """`capabilities` are probed where none are given."""
+        self._connection = connected
+        self._settings = settings
+        self._capabilities = capabilities
+
+    @classmethod
+    @contextmanager
+    def opened(cls, settings: PostgresSettings, capabilities: frozenset[str] | None = None) -> Iterator[Self]:
+        with closing(connection.connect(settings)) as connected:
+            yield cls(connected, settings, capabilities)
 
     def capabilities(self) -> frozenset[str]:
         """Before the first migration what the server offers counts, from then on what the database has."""
+        if self._capabilities is not None:
+            return self._capabilities
         query = "SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'"
         if not self.history():
             query = "SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb'"
@@ -88,43 +130,98 @@ class Postgres:
             return [Entry(*row) for row in rows]
 
     def run(self, statements: Sequence[Statement], entry: Entry) -> None:
+        capabilities = self.capabilities()
         alone = any(not statement.transactional for statement in statements)
         with connection.translated(), nullcontext() if alone else self._connection.transaction():
             for statement in statements:
-                try:
-                    with connection.translated():
-                        self._connection.execute(statement.text.encode())
-                except (connection.Error, Rejected) as error:
-                    raise StatementError(statement, str(error)) from error
-            self.record(entry)
+                if statement.runs(capabilities):
+                    try:
+                        with connection.translated():
+                            self._execute(statement)
+                    except (connection.Error, Rejected) as error:
+                        raise StatementError(statement, str(error)) from error
+            self._record(entry)
 
-    def record(self, entry: Entry) -> None:
+    def _execute(self, statement: Statement) -> None:
+        index = None if statement.transactional else CONCURRENT_INDEX.search(statement.text)
+        if index:
+            self._drop_unfinished(index[1])
+        self._connection.execute(statement.text.encode())
+
+    def _drop_unfinished(self, index: str) -> None:
+        """What a build leaves that was cut off: an invalid index, which IF NOT EXISTS would take for a whole one."""
+        query = "SELECT FROM pg_index WHERE indexrelid = to_regclass(%s) AND NOT indisvalid"
+        if self._connection.execute(query, (index,)).fetchone() is not None:
+            self._connection.execute(f"DROP INDEX CONCURRENTLY {index}".encode())
+
+    def _record(self, entry: Entry) -> None:
+        self._connection.execute(
+            """
+            CREATE TABLE IF NOT EXISTS schema_migrations (
+                version integer PRIMARY KEY,
+                name text NOT NULL,
+                checksum text NOT NULL,
+                statements integer NOT NULL,
+                state text NOT NULL,
+                problem text NOT NULL,
+                applied_time timestamptz NOT NULL
+            )
+            """
+        )
+        self._connection.execute(
+            """
+            INSERT INTO schema_migrations (version, name, checksum, statements, state, problem, applied_time)
+            VALUES (%s, %s, %s, %s, %s, %s, now())
+            ON CONFLICT (version) DO UPDATE SET (name, checksum, statements, state, problem, applied_time) =
+            (EXCLUDED.name, EXCLUDED.checksum, EXCLUDED.statements, EXCLUDED.state, EXCLUDED.problem, now())
+            """,
+            astuple(entry),
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The connection that runs the statements holds an advisory lock: one ends with the other."""
         with connection.translated():
-            self._connection.execute(
-                """
-                CREATE TABLE IF NOT EXISTS schema_migrations (
-                    version integer PRIMARY KEY,
-                    name text NOT NULL,
-                    checksum text NOT NULL,
-                    statements integer NOT NULL,
-                    state text NOT NULL,
-                    problem text NOT NULL,
-                    applied_time timestamptz NOT NULL
-                )
-                """
-            )
-            self._connection.execute(
-                """
-                INSERT INTO schema_migrations (version, name, checksum, statements, state, problem, applied_time)
-                VALUES (%s, %s, %s, %s, %s, %s, now())
-                ON CONFLICT (version) DO UPDATE SET (name, checksum, statements, state, problem, applied_time) =
-                (EXCLUDED.name, EXCLUDED.checksum, EXCLUDED.statements, EXCLUDED.state, EXCLUDED.problem, now())
-                """,
-                astuple(entry),
-            )
+            free = self._connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,)).fetchone() == (True,)
+        if not free:
+            raise LockedError("PostgreSQL")
+        try:
+            yield
+        finally:
+            with connection.translated():
+                self._connection.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
 
-    def close(self) -> None:
-        self._connection.close()
+    @contextmanager
+    def scratch(self) -> Iterator["Postgres"]:
+        name = _scratch_name(self._connection.info.dbname)
+        drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        dsn = make_conninfo(self._settings.dsn.get_secret_value(), dbname=name)
+        try:
+            with connection.translated():
+                self._connection.execute(drop)  # a killed runner leaves it
+                self._connection.execute(
+                    sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
+                )  # fmt: skip
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise Misconfigured(
+                "The user of postgres.dsn may not create the scratch database that this needs: "
+                "give it CREATEDB, or name another user in PIPELINE_POSTGRES__DSN for this command."
+            ) from error
+        try:
+            with self.opened(PostgresSettings(dsn=SecretStr(dsn)), self.capabilities()) as store:
+                if store._connection.execute("SELECT current_database()").fetchone() != (name,):
+                    raise Misconfigured(
+                        "postgres.dsn leads to the same database whichever it names: "
+                        "name the server itself, and no pooler, in PIPELINE_POSTGRES__DSN for this command."
+                    )
+                yield store
+        finally:
+            with connection.translated():
+                self._connection.execute(drop)
+
+    def definitions(self) -> Definitions:
+        with connection.translated():
+            return definitions.postgres(self._connection)
 
 
 class ClickHouse:
@@ -133,11 +230,16 @@ class ClickHouse:
     name = "clickhouse"
     transactions = False
 
-    def __init__(self, settings: ClickHouseSettings) -> None:
-        self._client = clickhouse.connect(settings)
+    def __init__(self, client: Client, settings: ClickHouseSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._lock = ""
 
-    def capabilities(self) -> frozenset[str]:
-        return frozenset()
+    @classmethod
+    @contextmanager
+    def opened(cls, settings: ClickHouseSettings) -> Iterator[Self]:
+        with closing(clickhouse.connect(settings)) as client:
+            yield cls(client, settings)
 
     def history(self) -> list[Entry]:
         with clickhouse.translated():
@@ -151,50 +253,112 @@ class ClickHouse:
 
     def run(self, statements: Sequence[Statement], entry: Entry) -> None:
         for statement in statements:
-            try:
-                with clickhouse.translated():
-                    self._client.command(statement.text)
-            except (clickhouse.Error, Rejected) as error:
-                raise StatementError(statement, str(error)) from error
-        self.record(entry)
-
-    def record(self, entry: Entry) -> None:
+            if statement.runs(frozenset()):
+                self._check_lock()
+                try:
+                    with clickhouse.translated():
+                        self._execute(statement)
+                except (clickhouse.Error, Rejected) as error:
+                    raise StatementError(statement, str(error)) from error
         with clickhouse.translated():
-            self._client.command(
-                """
-                CREATE TABLE IF NOT EXISTS schema_migrations
-                (
-                    version UInt32,
-                    name String,
-                    checksum String,
-                    statements UInt32,
-                    state LowCardinality(String),
-                    problem String,
-                    applied_time DateTime64(6, 'UTC') DEFAULT now64(6)
+            self._record(entry)
+
+    def _execute(self, statement: Statement) -> None:
+        self._client.command(statement.text)
+
+    def _record(self, entry: Entry) -> None:
+        self._client.command(
+            """
+            CREATE TABLE IF NOT EXISTS schema_migrations
+            (
+                version UInt32,
+                name String,
+                checksum String,
+                statements UInt32,
+                state LowCardinality(String),
+                problem String,
+                applied_time DateTime64(6, 'UTC') DEFAULT now64(6)
+            )
+            ENGINE = ReplacingMergeTree(applied_time) ORDER BY version
+            """
+        )
+        self._client.command(
+            "INSERT INTO schema_migrations (version, name, checksum, statements, state, problem) SELECT "
+            "{version:UInt32}, {name:String}, {checksum:String}, {statements:UInt32}, {state:String}, {problem:String}",
+            parameters=asdict(entry),
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A query that runs as long as the lock is held, since a server runs no two of one id.
+
+        It ends with the connection that asked for it, within a second when this process is killed.
+        """
+        lock = uuid.uuid4().hex
+        try:
+            with clickhouse.translated():
+                held: Any = self._client.raw_stream(
+                    "SELECT sleepEachRow(0.02) FROM system.numbers",
+                    settings={
+                        "query_id": self._lock_id(),
+                        "log_comment": lock,
+                        "max_block_size": 1,
+                        "max_execution_time": 0,
+                        "cancel_http_readonly_queries_on_client_close": 1,
+                    },
                 )
-                ENGINE = ReplacingMergeTree(applied_time) ORDER BY version
-                """
-            )
-            self._client.insert(
-                "schema_migrations",
-                [astuple(entry)],
-                column_names=["version", "name", "checksum", "statements", "state", "problem"],
-            )
-
-    def close(self) -> None:
-        self._client.close()
-
-
-@contextmanager
-def locked(settings: PostgresSettings) -> Iterator[None]:
-    """Keep other runners away from both stores; raise Unavailable where one is at work."""
-    with connection.connect(settings) as held:
-        with connection.translated():
-            free = held.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,)).fetchone() == (True,)
-        if not free:
-            raise Unavailable("Another runner is migrating these stores: wait until it is done and run this again.")
+        except clickhouse.Error as error:
+            if getattr(error, "code", None) == QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING:
+                raise LockedError("ClickHouse") from None
+            raise
+        self._lock = lock
         try:
             yield
         finally:
-            with connection.translated():
-                held.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
+            self._lock = ""
+            held.close()
+
+    def _lock_id(self) -> str:
+        return f"migrations of {self._settings.database}"
+
+    def _check_lock(self) -> None:
+        with clickhouse.translated():
+            found = self._client.query(
+                "SELECT count() FROM system.processes "
+                "WHERE query_id = {id:String} AND Settings['log_comment'] = {lock:String}",
+                parameters={"id": self._lock_id(), "lock": self._lock},
+            ).result_rows
+        if found != [(1,)]:
+            raise Unavailable(
+                "ClickHouse has ended the query that kept other runners away: look who kills queries there, "
+                "and run this again."
+            )
+
+    @contextmanager
+    def scratch(self) -> Iterator["ClickHouse"]:
+        name = _scratch_name(self._settings.database)
+        drop = f"DROP DATABASE IF EXISTS {name} SYNC"
+        try:
+            with clickhouse.translated():
+                self._client.command(drop)  # a killed runner leaves it
+                self._client.command(f"CREATE DATABASE {name}")
+        except clickhouse.Error as error:
+            raise Misconfigured(
+                f"ClickHouse makes no scratch database {name}, which this needs: {' '.join(str(error).split())} "
+                f"GRANT ALL ON {name}.* to clickhouse.user, or name another in PIPELINE_CLICKHOUSE__USER for this."
+            ) from error
+        try:
+            with self.opened(self._settings.model_copy(update={"database": name})) as store:
+                yield store
+        finally:
+            with clickhouse.translated():
+                self._client.command(drop)
+
+    def definitions(self) -> Definitions:
+        with clickhouse.translated():
+            return definitions.clickhouse(self._client)
+
+
+def _scratch_name(database: str) -> str:
+    """One for each database, so that what a killed runner leaves is found; short enough for any server."""
+    return f"migrations_scratch_{hashlib.blake2b(database.encode(), digest_size=8).hexdigest()}"

@@ -22,8 +22,7 @@ def writer(kafka: str, postgres_settings: PostgresSettings) -> Iterator[Process]
         pg_writer=WriterSettings(health_port=port, batch_bytes=1 << 20, dead_letters_burst=3, dead_letters_per_min=1),
     )
     topics.apply_all(settings)
-    with migrations.opened(settings, "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, settings)
+    migrations.up_all(settings, "postgres")
     made = Process("pg_writer", settings)
     yield made
     made.close()

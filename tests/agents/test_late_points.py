@@ -34,8 +34,7 @@ class NoDeadLetters:
 
 def migrated(dsn: str) -> PostgresSettings:
     part = PostgresSettings(dsn=dsn)
-    with migrations.opened(Settings(postgres=part), "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, Settings(postgres=part))
+    migrations.up_all(Settings(postgres=part), "postgres")
     return part
 
 
@@ -64,9 +63,9 @@ def test_a_batch_over_the_limit_is_stored_with_the_limit_lifted(postgres_setting
             deliver(writer, points(service, 5, value, received=received))
             assert held(admin, service) == [(value, 5)]
         assert writer._store.session.connection is not None
-        assert writer._store.session.connection.execute(f"SELECT current_setting('{LIMIT}', true)".encode()).fetchone() != (
-            "0",
-        )
+        assert writer._store.session.connection.execute(
+            f"SELECT current_setting('{LIMIT}', true)".encode()
+        ).fetchone() != ("0",)
         writer._store.session.close()
 
 

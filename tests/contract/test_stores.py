@@ -214,8 +214,7 @@ def migrated(request: pytest.FixtureRequest) -> PostgresSettings:
             admin.execute(f"CREATE DATABASE {name}".encode())
         dsn = psycopg.conninfo.make_conninfo(dsn, dbname=name)
     part = PostgresSettings(dsn=dsn)
-    with migrations.opened(Settings(postgres=part), "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, Settings(postgres=part))
+    migrations.up_all(Settings(postgres=part), "postgres")
     return part
 
 
@@ -487,8 +486,7 @@ def test_damage_that_makes_counts_huge_is_rejected_in_time() -> None:
 
 def test_damage_that_decoding_does_not_end_on_takes_no_neighbour_with_it(postgres_settings: PostgresSettings) -> None:
     """Delivered in one batch, the damaged message is dead-lettered alone and its neighbours are stored."""
-    with migrations.opened(Settings(postgres=postgres_settings), "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, Settings(postgres=postgres_settings))
+    migrations.up_all(Settings(postgres=postgres_settings), "postgres")
     service = new_service()
     batch = [one("metrics", gauges(service, (f"m{n}", T0, 1.0)))._replace(offset=n) for n in range(5)]
     bad = one("metrics", requests.metrics(), region="eu")
@@ -522,8 +520,7 @@ def _deliver(postgres: PostgresSettings, batch: list[Message], answer: Any) -> N
 
 def test_a_connection_that_died_is_made_anew(postgres_settings: PostgresSettings) -> None:
     """A backend killed between two batches is one Unavailable; the same batch then goes in."""
-    with migrations.opened(Settings(postgres=postgres_settings), "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, Settings(postgres=postgres_settings))
+    migrations.up_all(Settings(postgres=postgres_settings), "postgres")
     store = Metrics(postgres_settings)
     service = new_service()
     batch = [one("metrics", gauges(service, ("m", T0, 1.0)))]
@@ -697,8 +694,7 @@ def events_database(clickhouse: str, postgres: str) -> Iterator[Events]:
     admin.command(f"CREATE DATABASE {name}")
     settings = ClickHouseSettings(url=clickhouse, database=name)
     both = Settings(clickhouse=settings, postgres=PostgresSettings(dsn=postgres))  # which holds the lock
-    with migrations.opened(both, "clickhouse") as stores:
-        migrations.up(migrations.plan(stores), stores, both)
+    migrations.up_all(both, "clickhouse")
     database = Events(settings)
     yield database
     database.client.close()

@@ -123,8 +123,7 @@ def columns(clickhouse: str, postgres: str) -> Iterator[ClickHouseSettings]:
     admin.command(f"CREATE DATABASE {name}")
     settings = ClickHouseSettings(url=clickhouse, database=name)
     both = Settings(clickhouse=settings, postgres=PostgresSettings(dsn=postgres))  # which holds the lock
-    with migrations.opened(both, "clickhouse") as stores:
-        migrations.up(migrations.plan(stores), stores, both)
+    migrations.up_all(both, "clickhouse")
     yield settings
     admin.command(f"DROP DATABASE {name} SYNC")
     admin.close()

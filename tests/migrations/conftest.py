@@ -18,7 +18,6 @@ def metrics_database(request: pytest.FixtureRequest) -> Iterator[psycopg.Connect
     else:
         part = PostgresSettings(dsn=request.getfixturevalue("timescale"))
     settings = Settings(postgres=part)
-    with migrations.opened(settings, "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, settings)
+    migrations.up_all(settings, "postgres")
     with connection.connect(part) as connected:
         yield connected

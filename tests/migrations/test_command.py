@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 
+from pipeline import migrations
 from pipeline.settings import Settings
+from pipeline.timescale import connection
 
 
 def run(settings: Settings, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
@@ -22,14 +24,16 @@ def run(settings: Settings, *arguments: str, answer: str = "") -> subprocess.Com
 
 
 def test_plan_then_up(settings: Settings) -> None:
-    """Exit 1 while something is pending, nothing without a yes, exit 0 when all is applied."""
+    """Exit 1 while something is pending, nothing without a yes or in a dry run, exit 0 when all is applied."""
     plan = run(settings, "plan", "--json")
     assert plan.returncode == 1
     assert json.loads(plan.stdout)[0] == {
         "store": "postgres", "version": 1, "name": "0001_capabilities.sql", "state": "pending", "statements": 1,
         "done": 0, "problem": "",
+        "steps": ["1. CREATE EXTENSION IF NOT EXISTS timescaledb [only with timescaledb]"],
     }  # fmt: skip
     assert run(settings, "up", answer="n\n").returncode == 1
+    assert run(settings, "up", "--dry-run").returncode == 0
     assert run(settings, "status").returncode == 1
     assert run(settings, "up", "--store", "clickhouse", "--yes").returncode == 0
     assert run(settings, "status", "--store", "clickhouse").returncode == 0
@@ -40,6 +44,20 @@ def test_plan_then_up(settings: Settings) -> None:
     assert {row["state"] for row in json.loads(done.stdout)} == {"applied"}
     again = run(settings, "plan")
     assert (again.returncode, again.stdout) == (0, "")
+
+
+def test_verify(settings: Settings) -> None:
+    """Exit 0 and silence where the stores are as the files make them, exit 1 and each difference where not."""
+    migrations.up_all(settings)
+    same = run(settings, "verify")
+    assert (same.returncode, same.stdout) == (0, "")
+    with connection.connect(settings.postgres) as connected:
+        connected.execute("DROP INDEX metric_series_by_service")
+    found = run(settings, "verify", "--json")
+    assert found.returncode == 1
+    [difference] = json.loads(found.stdout)
+    assert (difference["store"], difference["name"]) == ("postgres", "metric_series")
+    assert difference["problem"].startswith("index metric_series_by_service is missing: `CREATE INDEX")
 
 
 def test_an_unknown_store_is_exit_2(settings: Settings) -> None:

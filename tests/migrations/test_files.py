@@ -52,6 +52,29 @@ def test_directives_speak_of_the_statement_below_them() -> None:
     assert [statement.transactional for statement in (one, two, three)] == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("store", "statement", "repeats"),
+    [
+        ("clickhouse", "CREATE TABLE a (x Int8) ENGINE = Null", False),
+        ("clickhouse", "-- says IF NOT EXISTS\nDROP VIEW a", False),
+        ("clickhouse", "ALTER TABLE a ADD COLUMN x Int8", False),
+        ("clickhouse", "ALTER TABLE a ADD COLUMN IF NOT EXISTS x Int8, DROP INDEX i", False),
+        ("clickhouse", "CREATE OR REPLACE VIEW a AS SELECT 1", True),
+        ("clickhouse", "ALTER TABLE a ADD COLUMN IF NOT EXISTS x Int8, MODIFY COLUMN y Int8", True),
+        ("postgres", "CREATE TABLE a ()", True),
+        ("postgres", "-- transaction: none\nCREATE INDEX CONCURRENTLY i ON a (x)", False),
+        ("postgres", "-- transaction: none\nDROP INDEX CONCURRENTLY IF EXISTS i", True),
+    ],
+)
+def test_what_may_run_again_must_say_so(store: str, statement: str, repeats: bool) -> None:
+    """A statement outside a transaction that would fail the second time is refused when its file is read."""
+    if repeats:
+        assert len(files.split(statement, store)) == 1
+    else:
+        with pytest.raises(Misconfigured, match="say IF NOT EXISTS, IF EXISTS or OR REPLACE"):
+            files.split(statement, store)
+
+
 def test_all_problems_of_all_files_are_told_at_once(tmp_path: pathlib.Path) -> None:
     """Wrong names, doubled numbers, mistyped directives, unreadable and empty files are one report."""
     folder = tmp_path / "postgres"

@@ -1,44 +1,26 @@
-"""Status, plan and up against real stores."""
+"""Status, plan, up and verify against real stores."""
 
 import pathlib
-from contextlib import suppress
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import get_args
 
+import psycopg
 import pytest
 
+from pipeline import clickhouse as clickhouse_door
 from pipeline import migrations
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.migrations import files
-from pipeline.migrations.stores import ClickHouse, Entry, Postgres, locked
+from pipeline.migrations.definitions import differences
+from pipeline.migrations.stores import Entry, LockedError, Postgres, Store
 from pipeline.settings import PostgresSettings, Settings
 from pipeline.timescale import connection
+from tests.migrations import runners
 
-
-class KilledError(BaseException):
-    """Stands for SIGKILL: no handler of the runner sees it."""
-
-
-class DyingPostgres(Postgres):
-    """Dies after its statements have run and before they are recorded: the worst moment, the `after`th time."""
-
-    after = 0
-
-    def record(self, entry: Entry) -> None:
-        self.after -= 1
-        if self.after < 0:
-            raise KilledError
-        super().record(entry)
-
-
-class DyingClickHouse(ClickHouse):
-    """Dies in the same way."""
-
-    after = 0
-
-    def record(self, entry: Entry) -> None:
-        self.after -= 1
-        if self.after < 0:
-            raise KilledError
-        super().record(entry)
+BOTH = pytest.mark.parametrize("only", get_args(migrations.StoreName))
 
 
 def write(directory: pathlib.Path, **texts: str) -> pathlib.Path:
@@ -51,8 +33,7 @@ def write(directory: pathlib.Path, **texts: str) -> pathlib.Path:
 
 
 def up(settings: Settings, directory: pathlib.Path) -> None:
-    with migrations.opened(settings, "postgres") as stores:
-        migrations.up(migrations.plan(stores, directory), stores, settings)
+    runners.up(settings, "postgres", directory)
 
 
 def states(settings: Settings, directory: pathlib.Path) -> list[str]:
@@ -65,7 +46,7 @@ def test_up_from_empty_and_again(settings: Settings) -> None:
     with migrations.opened(settings) as stores:
         pending = migrations.plan(stores)
         assert [state.migration for state in pending] == [*files.load("postgres"), *files.load("clickhouse")]
-        migrations.up(pending, stores, settings)
+        migrations.up(pending, stores)
         assert {state.state for state in migrations.status(stores)} == {"applied"}
         assert migrations.plan(stores) == []
     assert migrations.up_all(settings) == []
@@ -73,8 +54,7 @@ def test_up_from_empty_and_again(settings: Settings) -> None:
 
 def test_one_store_alone(settings: Settings) -> None:
     """`--store` reads and changes that store only."""
-    with migrations.opened(settings, "clickhouse") as stores:
-        migrations.up(migrations.plan(stores), stores, settings)
+    migrations.up_all(settings, "clickhouse")
     with migrations.opened(settings) as stores:
         assert {state.migration.store for state in migrations.plan(stores)} == {"postgres"}
 
@@ -83,9 +63,8 @@ def test_timescaledb_is_switched_on_where_it_is_available(timescale: str, settin
     """The same files make hypertables and a continuous aggregate there."""
     part = PostgresSettings(dsn=timescale)
     migrations.up_all(Settings(postgres=part, clickhouse=settings.clickhouse))
-    store = Postgres(part)
-    assert store.capabilities() == {"timescaledb"}
-    store.close()
+    with Postgres.opened(part) as store:
+        assert store.capabilities() == {"timescaledb"}
     with connection.connect(part) as connected:
         tables = connected.execute("SELECT hypertable_name FROM timescaledb_information.hypertables").fetchall()
         assert {
@@ -126,7 +105,7 @@ def test_a_refused_statement_is_named_and_its_file_undone(settings: Settings, tm
 
 def test_outside_a_transaction_a_file_is_dirty_and_goes_on(settings: Settings, tmp_path: pathlib.Path) -> None:
     """What is done stays done, the failed statement and the repair are named, and `up` goes on from there."""
-    text = "CREATE TABLE a (x int);\n-- transaction: none\nCREATE INDEX CONCURRENTLY i ON {} (x);\nCREATE TABLE c ();"
+    text = "CREATE TABLE a (x int);\n-- transaction: none\nCREATE INDEX CONCURRENTLY IF NOT EXISTS i ON {} (x);\nCREATE TABLE c ();"
     write(tmp_path, m0001_a=text.format("b"))
     with pytest.raises(Misconfigured, match="statement 2, `CREATE INDEX"):
         up(settings, tmp_path)
@@ -143,33 +122,225 @@ def test_outside_a_transaction_a_file_is_dirty_and_goes_on(settings: Settings, t
     assert states(settings, tmp_path) == ["applied"]
 
 
-def test_killed_anywhere_up_finishes(settings: Settings) -> None:
-    """After a death between any statement's effect and its record, in either store, `up` ends with all applied."""
-    lives = 0
-    for kind, part in ((DyingPostgres, settings.postgres), (DyingClickHouse, settings.clickhouse)):
-        while True:
-            store = kind(part)
-            store.after = 1  # gets one step further each time, and dies in the next
-            planned = migrations.plan([store])
-            if planned:
-                lives += 1
-                with suppress(KilledError):
-                    migrations.up(planned, [store], settings)
-            store.close()
-            if not planned:
-                break
-    assert lives == len(files.load("postgres")) + sum(len(file.statements) for file in files.load("clickhouse"))
-    with migrations.opened(settings) as stores:
-        assert migrations.plan(stores) == []
+@contextmanager
+def opened(settings: Settings, only: migrations.StoreName) -> Iterator[Store]:
+    with migrations.opened(settings, only) as (store,):
+        yield store
+
+
+def test_killed_at_any_statement_up_finishes(settings: Settings) -> None:
+    """`up` is killed by SIGKILL after each statement of each store in turn, before it is recorded, and then finishes."""
+    for only in get_args(migrations.StoreName):
+        for statement in [statement for migration in files.load(only) for statement in migration.statements]:
+            if statement.runs(frozenset()):
+                process = runners.started(runners.killed_at, statement, settings, only)
+                process.join(60)
+                assert process.exitcode == -signal.SIGKILL, statement.title
+        with opened(settings, only) as store:
+            assert migrations.plan([store])
+            migrations.up(migrations.plan([store]), [store])
+            assert (migrations.plan([store]), migrations.verify([store])) == ([], [])
+
+
+def test_an_index_whose_building_was_cut_off_is_built_anew(settings: Settings, tmp_path: pathlib.Path) -> None:
+    """The server lost the builder and keeps an invalid index, which IF NOT EXISTS would take for a whole one."""
+    write(tmp_path, m0001_a="CREATE TABLE a (x int);\n-- transaction: none\n"
+          "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON a (x);")  # fmt: skip
+    with connection.connect(settings.postgres) as admin, connection.connect(settings.postgres) as reader:
+        reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with reader.transaction():
+            reader.execute("SELECT 1")  # a build waits for everybody with an older snapshot
+            process = runners.started(runners.up, settings, "postgres", tmp_path)
+            builder = None
+            while builder is None:
+                assert process.is_alive()
+                time.sleep(0.05)
+                builder = admin.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE query LIKE '%%CONCURRENTLY%%' AND wait_event_type = 'Lock' "
+                    "AND datname = current_database() AND pid <> pg_backend_pid()"
+                ).fetchone()
+            process.kill()
+            process.join(60)
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", builder)
+        valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass"
+        assert admin.execute(valid).fetchone() == (False,)
+        up(settings, tmp_path)
+        assert admin.execute(valid).fetchone() == (True,)
 
 
 def test_two_runners_exclude_each_other(settings: Settings) -> None:
-    """While one holds the lock another is told so, for ClickHouse too, and afterwards it gets in."""
-    with migrations.opened(settings, "clickhouse") as stores:
-        planned = migrations.plan(stores)
-        with locked(settings.postgres), pytest.raises(Unavailable, match="Another runner"):
-            migrations.up(planned, stores, settings)
-        migrations.up(planned, stores, settings)
+    """Two processes start at once from the same plan: in each store one carries it out, and the other is told."""
+    start = runners.barrier(3)
+    processes = [runners.started(runners.up_when, start, settings) for _ in range(2)]
+    start.wait(60)
+    for process in processes:
+        process.join(60)
+    assert sorted(process.exitcode for process in processes) == [0, 1]
+    with migrations.opened(settings) as stores:
+        assert {state.state for state in migrations.status(stores)} == {"applied"}
+
+
+def test_a_lock_dies_with_its_process(settings: Settings) -> None:
+    """While another process has the locks neither store is touched, whoever asks; killed, it keeps nobody out."""
+    held = runners.event()
+    process = runners.started(runners.hold, settings, held)
+    assert held.wait(60)
+    for only in get_args(migrations.StoreName):
+        with pytest.raises(LockedError, match="Another runner is migrating"):
+            migrations.up_all(settings, only)
+        with opened(settings, only) as store:
+            assert store.history() == []
+    process.kill()
+    process.join(60)
+    migrations.up_all(settings)
+
+
+def test_a_lock_that_was_lost_stops_the_runner(settings: Settings) -> None:
+    """Somebody kills the query that is ClickHouse's lock: the next statement does not run."""
+    with opened(settings, "clickhouse") as store:
+        planned = migrations.plan([store])
+        admin = clickhouse_door.connect(settings.clickhouse)
+        with store.locked():
+            admin.command(f"KILL QUERY WHERE query_id = 'migrations of {settings.clickhouse.database}' SYNC")
+            with pytest.raises(Unavailable, match="has ended the query that kept other runners away"):
+                store.run(planned[0].migration.statements[:1], Entry(1, "", "", 1, "applied"))
+        admin.close()
+        assert store.history() == []
+
+
+@BOTH
+def test_any_earlier_version_comes_to_the_same_schema(
+    settings: Settings, tmp_path: pathlib.Path, only: migrations.StoreName
+) -> None:
+    """From empty and from each version on the way the files end in the same definitions."""
+    migrations.up_all(settings, only)
+    with opened(settings, only) as store:
+        whole = store.definitions()
+        (tmp_path / only).mkdir()
+        for migration in files.load(only)[:-1]:
+            (tmp_path / only / migration.name).write_text((files.DIRECTORY / only / migration.name).read_text())
+            with store.scratch() as earlier:
+                migrations.up(migrations.plan([earlier], tmp_path), [earlier])
+                migrations.up(migrations.plan([earlier]), [earlier])
+                assert earlier.definitions() == whole
+
+
+def test_a_dry_run_finds_what_up_would_and_changes_nothing(settings: Settings, tmp_path: pathlib.Path) -> None:
+    """Applied and pending files run on a scratch database; the refused statement is named, and nothing is left."""
+    write(tmp_path, m0001_a="CREATE TABLE a (x int)")
+    up(settings, tmp_path)
+    write(tmp_path, m0002_b="ALTER TABLE a ADD COLUMN y int; ALTER TABLE a ADD COLUMN x int")
+    with opened(settings, "postgres") as store:
+        before = store.definitions()
+        with pytest.raises(Misconfigured, match=r"0002_b\.sql: statement 2, .*already exists"):
+            migrations.rehearse([store], tmp_path)
+        write(tmp_path, m0002_b="ALTER TABLE a ADD COLUMN y int")
+        migrations.rehearse([store], tmp_path)
+        assert store.definitions() == before
+        assert [state.state for state in migrations.status([store], tmp_path)] == ["applied", "pending"]
+    with connection.connect(settings.postgres) as connected:
+        assert connected.execute("SELECT FROM pg_database WHERE datname LIKE 'migrations_scratch%%'").fetchall() == []
+
+
+DRIFT: dict[migrations.StoreName, list[tuple[str, str]]] = {
+    "postgres": [
+        ("DROP INDEX metric_series_by_service", "postgres metric_series: index metric_series_by_service is missing: `C"),
+        (
+            "ALTER TABLE metrics_histograms ALTER COLUMN region TYPE varchar(20)",
+            "postgres metrics_histograms: column region is `character varying(20) not null`, and `text not null` in the files.",
+        ),
+        ("ALTER TABLE events ADD COLUMN more int", "postgres events: column more is in no file: `integer`."),
+        ("DROP TABLE metrics_summaries", "postgres metrics_summaries: is missing."),
+        ("ALTER TABLE metrics_histograms DROP CONSTRAINT metrics_histograms_pkey", "constraint metrics_histograms_pkey is m"),
+        ("ALTER TABLE events ALTER COLUMN body SET DEFAULT ''", "postgres events: column body is `text not null default ''::text`, and"),
+        (
+            "CREATE OR REPLACE FUNCTION checked_quantile(q double precision) RETURNS double precision "
+            "LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS 'SELECT q'",
+            "postgres checked_quantile(double precision): definition is `",
+        ),
+    ],
+    "clickhouse": [
+        ("ALTER TABLE logs_events DROP INDEX body_tokens", "clickhouse logs_events: index body_tokens is missing: `body"),
+        ("ALTER TABLE spans MODIFY COLUMN kind Int64", "clickhouse spans: column kind is `Int64"),
+        ("ALTER TABLE logs_in ADD COLUMN more String", "clickhouse logs_in: column more is in no file: `String`."),
+        ("DROP TABLE span_events", "clickhouse span_events: is missing."),
+        ("ALTER TABLE metrics_points MODIFY TTL toDateTime(timestamp) + INTERVAL 1 DAY", "clickhouse metrics_points: kind"),
+        ("CREATE OR REPLACE VIEW metrics_1m AS SELECT 1 AS minute", "clickhouse metrics_1m: query is `"),
+    ],
+}  # fmt: skip
+
+
+@BOTH
+def test_verify_names_every_difference(settings: Settings, only: migrations.StoreName) -> None:
+    """Nothing after `up`, nothing for what is foreign, a sentence for each thing that is not as the files make it."""
+    migrations.up_all(settings, only)
+    with opened(settings, only) as store:
+        execute(
+            settings, only, "CREATE TABLE foreign_one (x int)" + (" ENGINE = Memory" if only == "clickhouse" else "")
+        )
+        assert migrations.verify([store]) == []
+        for statement, _ in DRIFT[only]:
+            execute(settings, only, statement)
+        told = [str(difference) for difference in migrations.verify([store])]
+    for _, sentence in DRIFT[only]:
+        assert sum(sentence in line for line in told) == 1, (sentence, told)
+    assert len(told) == len(DRIFT[only])
+
+
+def execute(settings: Settings, only: migrations.StoreName, statement: str) -> None:
+    if only == "postgres":
+        with connection.connect(settings.postgres) as connected:
+            connected.execute(statement.encode())
+    else:
+        client = clickhouse_door.connect(settings.clickhouse)
+        client.command(statement)
+        client.close()
+
+
+def test_timescaledb_is_verified_too(timescale: str) -> None:
+    """A lost policy, another chunk interval and a columnstore that no file asks for are differences."""
+    part = PostgresSettings(dsn=timescale)
+    migrations.up_all(Settings(postgres=part), "postgres")
+    with Postgres.opened(part) as store:
+        made = store.definitions()
+        connected = store._connection
+        with connected.transaction(force_rollback=True):
+            for statement in (
+                "SELECT remove_continuous_aggregate_policy('metrics_1m')",
+                "SELECT set_chunk_time_interval('metrics_points', INTERVAL '2 days')",
+                "ALTER TABLE events SET (timescaledb.compress, timescaledb.compress_segmentby = 'service')",
+            ):
+                connected.execute(statement.encode())
+            told = " ".join(str(difference) for difference in differences("postgres", store.definitions(), made))
+        for sentence in (
+            "metrics_1m: job policy_refresh_continuous_aggregate is missing",
+            "metrics_points: dimension time is `2 days`, and `1 day` in the files.",
+            "events: columnstore service is in no file: `segment by 1`.",
+        ):
+            assert sentence in told
+        assert list(differences("postgres", store.definitions(), made)) == []
+
+
+def test_a_scratch_database_that_is_none_is_not_used(timescale: str) -> None:
+    """Where every connection leads to one database, as through a pooler, nothing runs in it."""
+    part = PostgresSettings(dsn=timescale)
+    migrations.up_all(Settings(postgres=part), "postgres")
+    with Postgres.opened(part) as store:
+        before = store.definitions()
+        with pytest.raises(Misconfigured, match="leads to the same database whichever it names"):
+            migrations.verify([store])
+        assert store.definitions() == before
+
+
+def test_who_may_not_make_a_scratch_database_is_told(postgres_settings: PostgresSettings) -> None:
+    """A user of PostgreSQL without the right hears which right, and of a way without it."""
+    dsn = postgres_settings.dsn.get_secret_value()
+    with connection.connect(postgres_settings) as admin:
+        admin.execute("CREATE ROLE poor LOGIN; GRANT ALL ON SCHEMA public TO poor")
+        poor = Settings(postgres=PostgresSettings(dsn=psycopg.conninfo.make_conninfo(dsn, user="poor")))
+        with opened(poor, "postgres") as store, pytest.raises(Misconfigured, match="give it CREATEDB"):
+            migrations.verify([store])
+        admin.execute("DROP OWNED BY poor; DROP ROLE poor")
 
 
 def test_a_plan_that_was_overtaken_does_not_run(settings: Settings) -> None:
@@ -178,7 +349,7 @@ def test_a_plan_that_was_overtaken_does_not_run(settings: Settings) -> None:
         planned = migrations.plan(stores)
         migrations.up_all(settings)
         with pytest.raises(Misconfigured, match="changed since this plan was read"):
-            migrations.up(planned, stores, settings)
+            migrations.up(planned, stores)
 
 
 def test_a_store_that_is_away_is_the_worlds(settings: Settings) -> None:

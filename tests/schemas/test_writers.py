@@ -87,8 +87,7 @@ def test_clickhouse_takes_every_locked_version(settings: Settings, signal: Signa
 def test_postgres_takes_every_locked_version(postgres_settings: PostgresSettings, signal: Stored) -> None:
     """Both versions become the same rows."""
     settings = Settings(postgres=postgres_settings)
-    with migrations.opened(settings, "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, settings)
+    migrations.up_all(settings, "postgres")
     batch, ids = stream(signal, "now")
     assert PostgresWriter(postgres_settings, signal).write(batch) == sum(map(len, ids.values()))
     query = {

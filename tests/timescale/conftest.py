@@ -11,8 +11,7 @@ from pipeline.timescale.connection import connect
 
 def migrated(dsn: str) -> PostgresSettings:
     part = PostgresSettings(dsn=dsn)
-    with migrations.opened(Settings(postgres=part), "postgres") as stores:
-        migrations.up(migrations.plan(stores), stores, Settings(postgres=part))
+    migrations.up_all(Settings(postgres=part), "postgres")
     return part
 
 
