@@ -16,7 +16,7 @@ from pipeline.settings import ROOT, Settings, as_environment
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024  # what a topic takes is its own setting
 
 
-def until(true: Callable[[], object], what: str, within_s: float = 30.0) -> None:
+def until(true: Callable[[], object], what: str, within_s: float = 90.0) -> None:
     """Return when `true` is; fail with `what` after `within_s`."""
     deadline = time.monotonic() + within_s
     while not true():

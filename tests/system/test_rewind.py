@@ -28,6 +28,7 @@ def writers(world: Settings) -> Iterator[list[Process]]:
         one.close()
 
 
+@pytest.mark.timeout(300)
 def test_rewound_by_an_hour_nobody_sees_a_duplicate(
     world: Settings, writers: list[Process], tmp_path: pathlib.Path
 ) -> None:
