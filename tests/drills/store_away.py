@@ -12,7 +12,7 @@ from tests.drills.proof import audited, lag, read_once
 
 AWAY_S, SHORT_AWAY_S = 900.0, 17.0  # longer than a session of 15 s: who left the group would be seen
 BEFORE_S = 5.0
-DRAINED_WITHIN_S, SHORT_DRAINED_WITHIN_S = 600.0, 60.0
+DRAINED_WITHIN_S, SHORT_DRAINED_WITHIN_S = 600.0, 120.0
 ANSWERED_WITHIN_S = 60.0
 STORES = {"clickhouse": "ch_writer", "postgres": "pg_writer"}
 

@@ -23,7 +23,7 @@ def short(drill: Drill, home: pathlib.Path) -> str:
         pytest.skip(str(error))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 def test_what_was_answered_while_kafka_was_away_is_stored_once(tmp_path: pathlib.Path) -> None:
     """Load on, Kafka stopped, the gateway killed twice meanwhile, Kafka back: nothing missing, nothing doubled."""
     assert "audit clean" in short(kafka_away.drill, tmp_path)
@@ -39,13 +39,13 @@ def test_full_load_leaves_memory_flat(tmp_path: pathlib.Path) -> None:
     assert "MB a minute" in short(soak.drill, tmp_path)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 def test_stores_may_be_away(tmp_path: pathlib.Path) -> None:
     """Each store away for longer than a consumer's session: nobody restarts or rebalances, all is stored once."""
     assert "audit clean" in short(store_away.drill, tmp_path)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 def test_whatever_is_killed_nothing_is_lost_or_doubled(tmp_path: pathlib.Path) -> None:
     """Twenty seconds of random SIGKILLs with three workers a writer."""
     assert "audit clean" in short(killer.drill, tmp_path)
