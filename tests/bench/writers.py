@@ -18,6 +18,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline import clickhouse, migrations, topics
+from pipeline.agents.ch_writer import TABLES
 from pipeline.local import Stack
 from pipeline.record import container, schema
 from pipeline.record.schema import Signal
@@ -139,11 +140,14 @@ class _Bench:
         client.command("SYSTEM FLUSH LOGS")
         inserts = client.query(
             "SELECT read_rows, (ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds'])"
-            " FROM system.query_log WHERE type = 'QueryFinish' AND query_kind = 'Insert' ORDER BY event_time_microseconds"
+            " FROM system.query_log WHERE type = 'QueryFinish' AND has(tables, currentDatabase() || {table:String})"
+            " ORDER BY event_time_microseconds",
+            parameters={"table": f".{TABLES[signal]}"},
         ).result_rows
         [[merges]] = client.query(
             "SELECT sum(ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds'])"
-            f" FROM system.part_log WHERE event_type = 'MergeParts' AND table = '{CLICKHOUSE_TABLES[signal][0]}'"
+            " FROM system.part_log WHERE event_type = 'MergeParts' AND table IN {tables:Array(String)}",
+            parameters={"tables": list(CLICKHOUSE_TABLES[signal])},
         ).result_rows
         client.close()
         read, used = np.cumsum(np.array(inserts, dtype=float), axis=0).T
@@ -280,16 +284,24 @@ def _rewind(settings: Settings, group: str, signal: Signal) -> None:
     places = [
         TopicPartition(name, number, (starts if name == topic_read else ends)[name, number]) for name, number in ends
     ]
-    [done] = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values()
-    done.result(10)
+
+    def stands_there() -> bool:  # a coordinator that has just started refuses, partition by partition
+        admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)])[group].result(10)
+        return _acknowledged(admin, group) == {(place.topic, place.partition): place.offset for place in places}
+
+    if not measured.wait_until(stands_there, 30):
+        raise RuntimeError(f"Kafka does not take the offsets of {group}.")
 
 
 def _committed(settings: Settings, group: str) -> bool:
     """Whether the group has acknowledged everything."""
     admin = _admin(settings)
-    [told] = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
-    places = {(place.topic, place.partition): place.offset for place in told.result(10).topic_partitions}
-    return places == _offsets(admin, OffsetSpec.latest())
+    return _acknowledged(admin, group) == _offsets(admin, OffsetSpec.latest())
+
+
+def _acknowledged(admin: AdminClient, group: str) -> dict[tuple[str, int], int]:
+    told = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(10)
+    return {(place.topic, place.partition): place.offset for place in told.topic_partitions}
 
 
 def _offsets(admin: AdminClient, which: OffsetSpec) -> dict[tuple[str, int], int]:
