@@ -58,6 +58,31 @@ class PostgresSettings(Part):
     dsn: SecretStr = SecretStr("host=127.0.0.1 port=15432 user=pipeline dbname=pipeline")
 
 
+class RetentionSettings(Part):
+    """What PostgreSQL keeps, by the records' own time, and in which pieces; `pipeline maintain` applies it.
+
+    Days are UTC days, and only whole pieces are removed.
+    """
+
+    points_days: Positive = 30  # metrics_points, histograms of both kinds, summaries
+    metrics_1m_days: Positive = 90
+    metrics_1h_days: Annotated[int, Field(ge=4)] = 400
+    metrics_1d_days: Annotated[int, Field(ge=4)] = 3650
+    events_days: Positive = 30
+    chunk_hours: Positive = 24  # TimescaleDB, of chunks to come; without it a partition is a day
+    columnstore_after_days: Positive = 7  # TimescaleDB: older chunks are compressed
+    partitions_ahead_days: Positive = 3  # without TimescaleDB
+
+    @model_validator(mode="after")
+    def _coarser_stays_longer(self) -> Self:
+        if not self.points_days <= self.metrics_1m_days <= self.metrics_1h_days <= self.metrics_1d_days:
+            raise ValueError(
+                "each is made of the one before, so it must be kept as long: "
+                "points_days <= metrics_1m_days <= metrics_1h_days <= metrics_1d_days"
+            )
+        return self
+
+
 class ClickHouseSettings(Part):
     url: str = "http://127.0.0.1:8123"
     user: str = "default"
@@ -156,6 +181,7 @@ class Settings(BaseSettings):
     tenant: Alias = "default"
     kafka: KafkaSettings = KafkaSettings()
     postgres: PostgresSettings = PostgresSettings()
+    retention: RetentionSettings = RetentionSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     gateway: GatewaySettings = GatewaySettings()
     spool: SpoolSettings = SpoolSettings()

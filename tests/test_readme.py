@@ -62,7 +62,7 @@ def test_tenants_example_is_valid(tmp_path: pathlib.Path) -> None:
 def test_topics_and_tables_exist() -> None:
     """Every topic, table and view that the README names is declared."""
     declared = " ".join(path.read_text() for path in (ROOT / "migrations").rglob("*.sql"))
-    for name in ("logs", "traces", "metrics", "metrics_1m", "metrics_histograms", "metrics_exponential_histograms",
+    for name in ("logs", "traces", "metrics", "metrics_1m", "metrics_1h", "metrics_1d", "metrics_histograms", "metrics_exponential_histograms",
                  "metrics_summaries", "histogram_quantile", "histogram_sum", "histogram_delta", "metric_series", "metrics_points",
                  "events"):  # fmt: skip
         assert name in README

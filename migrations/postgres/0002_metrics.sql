@@ -35,6 +35,9 @@ CREATE TABLE metrics_points (
 -- when: timescaledb
 SELECT create_hypertable('metrics_points', by_range('time', INTERVAL '1 day'), create_default_indexes => false);
 
+-- unless: timescaledb
+SELECT create_partitioned('metrics_points', 'time');
+
 -- bucket_counts has one number more than explicit_bounds: the last bucket is open.
 CREATE TABLE metrics_histograms (
     time timestamptz NOT NULL,
@@ -53,6 +56,9 @@ CREATE TABLE metrics_histograms (
 
 -- when: timescaledb
 SELECT create_hypertable('metrics_histograms', by_range('time', INTERVAL '1 day'), create_default_indexes => false);
+
+-- unless: timescaledb
+SELECT create_partitioned('metrics_histograms', 'time');
 
 CREATE TABLE metrics_exponential_histograms (
     time timestamptz NOT NULL,
@@ -79,6 +85,9 @@ SELECT create_hypertable(
     'metrics_exponential_histograms', by_range('time', INTERVAL '1 day'), create_default_indexes => false
 );
 
+-- unless: timescaledb
+SELECT create_partitioned('metrics_exponential_histograms', 'time');
+
 CREATE TABLE metrics_summaries (
     time timestamptz NOT NULL,
     series_id bigint NOT NULL,
@@ -94,6 +103,9 @@ CREATE TABLE metrics_summaries (
 
 -- when: timescaledb
 SELECT create_hypertable('metrics_summaries', by_range('time', INTERVAL '1 day'), create_default_indexes => false);
+
+-- unless: timescaledb
+SELECT create_partitioned('metrics_summaries', 'time');
 
 -- Gauges and sums as people and Grafana read them.
 CREATE VIEW metrics AS

@@ -22,3 +22,6 @@ CREATE TABLE events (
 
 -- when: timescaledb
 SELECT create_hypertable('events', by_range('time', INTERVAL '1 day'), create_default_indexes => false);
+
+-- unless: timescaledb
+SELECT create_partitioned('events', 'time');

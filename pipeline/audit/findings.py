@@ -23,7 +23,7 @@ Elsewhere = Callable[[Ids], Bools]  # which of some sorted ids Kafka holds outsi
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Counts of distinct event_ids, but for `rows` and `expired`, which count rows received in the window.
+    """Counts of distinct event_ids, but for `rows`, which counts rows received in the window.
 
     expected         in Kafka, and of the kind that the store keeps
     missing          in Kafka, and in the store for no reason that may be
@@ -32,7 +32,8 @@ class Findings:
     timeless_twins   the same, of records without a time of their own: they stand at each of their receipt times
     superseded       not in the store because a later value of the same series and time is
     dead_lettered    not in the store, but in a dead-letter topic
-    expired          rows not in Kafka, from before what its retention has left
+    expired          rows not in Kafka, from before what its retention has left, and ids not in the store, of a time
+                     before what its retention keeps
 
     `by_minute` has the receipt minutes with a missing, extra or duplicate id. `examples` has at most 10 a kind.
     """
@@ -64,6 +65,7 @@ class _Lacking:
     missing: Ints
     dead_lettered: Ints
     superseded: Ints
+    expired: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def compare(kafka: Kafka, store: Store, window: Window, elsewhere: Elsewhere, pr
         timeless_twins=len(twins),
         superseded=len(lacking.superseded),
         dead_lettered=len(lacking.dead_lettered),
-        expired=expired_unread + surplus.expired,
+        expired=expired_unread + surplus.expired + len(lacking.expired),
         by_minute=_by_minute(
             missing=known.minute[lacking.missing],
             extra=surplus.extra.received_us // MINUTE_US,
@@ -127,6 +129,7 @@ def compare(kafka: Kafka, store: Store, window: Window, elsewhere: Elsewhere, pr
             "timeless_twins": _in_kafka(kafka, twins),
             "superseded": _in_kafka(kafka, lacking.superseded),
             "dead_lettered": _in_kafka(kafka, lacking.dead_lettered),
+            "expired": _in_kafka(kafka, lacking.expired),
         },
     )
 
@@ -142,7 +145,9 @@ def _lacking(kafka: Kafka, store: Store, unseen: Ints, progress: Progress) -> _L
             matching.count(piece)
     lacking = unseen[matching.seen == 0]
     dead = kafka.dead_letters.of(known.ids[lacking], store.name)
-    return _Lacking(lacking[~dead], lacking[dead], superseded)
+    dead_lettered, lacking = lacking[dead], lacking[~dead]
+    expired = store.expired(known, lacking)
+    return _Lacking(lacking[~expired], dead_lettered, superseded, lacking[expired])
 
 
 def _surplus(unknown: Rows, window: Window, horizon_us: int, elsewhere: Elsewhere) -> _Surplus:

@@ -1,4 +1,4 @@
-"""What Kafka holds of one signal, in about 30 bytes a record (50 for metrics), while it is read and after."""
+"""What Kafka holds of one signal, in about 40 bytes a record (50 for metrics), while it is read and after."""
 
 from array import array
 from collections.abc import Sequence
@@ -29,14 +29,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Of metric points: where PostgreSQL keeps them; `kind` is an index into KINDS."""
+    """Of metric points: where PostgreSQL keeps them, beside their time; `kind` is an index into KINDS."""
 
     series_id: Ints
-    time_us: Ints
     kind: NDArray[np.uint8]
 
     def where(self, kept: Bools) -> "Points":
-        return Points(self.series_id[kept], self.time_us[kept], self.kind[kept])
+        return Points(self.series_id[kept], self.kind[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,7 @@ class Known:
     inside: Bools  # some copy's message lies in the window
     timeless: Bools  # some copy stands at its receipt time
     received_us: Ints
+    time_us: Ints  # where stores file it: its own time, or the receipt where that is none
     minute: Ints  # since 1970, of the message's receipt
     topics: tuple[str, ...]
     topic: NDArray[np.uint16]  # index into topics
@@ -79,7 +79,8 @@ class Ledger:
         self._timeless = bytearray()
         self._received_us = array("q")
         self._message = array("I")
-        self._series_id, self._time_us, self._kind = array("q"), array("q"), bytearray()
+        self._time_us = array("q")
+        self._series_id, self._kind = array("q"), bytearray()
         self._event = bytearray()
         self._inside = bytearray()
         self._minute = array("q")
@@ -100,10 +101,10 @@ class Ledger:
         sent = _sent(records, self._signal)
         sane = [SANE_FROM_NS <= time <= now + SANE_AHEAD_NS for time, now in zip(sent, received, strict=True)]
         self._timeless.extend([not is_sane for is_sane in sane])
+        stands = [time if ok else now for time, ok, now in zip(sent, sane, received, strict=True)]
+        self._time_us.extend([time // 1000 for time in stands])
         if self._signal == "metrics":
             self._series_id.extend([record["series_id"] for record in records])
-            stands = [t if ok else now for t, ok, now in zip(sent, sane, received, strict=True)]
-            self._time_us.extend([time // 1000 for time in stands])
             self._kind.extend([KINDS.index(record["type"]) for record in records])
         if self._signal == "logs":
             self._event.extend([record["severity_number"] >= ERROR or record["event_name"] != "" for record in records])
@@ -124,12 +125,13 @@ class Ledger:
             event = np.frombuffer(self._event, bool)[latest]
         if self._signal == "metrics":
             kind = np.frombuffer(self._kind, np.uint8)[latest]
-            points = Points(np.asarray(self._series_id)[latest], np.asarray(self._time_us)[latest], kind)
+            points = Points(np.asarray(self._series_id)[latest], kind)
         return Known(
             ids=in_order[last],
             inside=np.logical_or.reduceat(inside, firsts) if len(ids) else np.empty(0, bool),
             timeless=np.logical_or.reduceat(timeless, firsts) if len(ids) else np.empty(0, bool),
             received_us=received[latest],
+            time_us=np.asarray(self._time_us)[latest],
             minute=np.asarray(self._minute)[message[latest]],
             topics=self._topics,
             topic=np.asarray(self._topic)[message[latest]],

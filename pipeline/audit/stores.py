@@ -1,5 +1,6 @@
 """What readers of the stores see: an id and a receipt time a row, streamed through the views that readers use."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -26,6 +27,7 @@ TABLE_OF = {  # of PostgreSQL, by kind of point
 TABLES: dict[Signal, list[str]] = {"metrics": sorted(set(TABLE_OF.values())), "logs": ["events"]}  # of PostgreSQL
 ROWS_AT_ONCE = 1 << 16
 POINTS_AT_ONCE = 5000
+DAY_US = 86_400 * 10**6
 EPOCH_2000_US = 946_684_800 * 10**6
 # Source: PostgreSQL documentation, COPY, "Binary Format".
 COPY_HEADER_BYTES = 19
@@ -56,6 +58,10 @@ class Store(Protocol):
         """Which ids it is to hold."""
         ...
 
+    def expired(self, known: Known, places: Ints) -> Bools:
+        """Of the ids at `places` of `known`: whose time is before what its retention keeps."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -63,7 +69,8 @@ def of(signal: Signal, settings: Settings) -> Iterator[Store]:
     """The stores that keep the signal, one after the other; each must be closed."""
     yield ClickHouse(settings, VIEWS[signal])
     if signal in TABLES:
-        yield Postgres(settings, TABLES[signal])
+        kept_days = settings.retention.points_days if signal == "metrics" else settings.retention.events_days
+        yield Postgres(settings, TABLES[signal], kept_days)
 
 
 class ClickHouse:
@@ -97,13 +104,16 @@ class ClickHouse:
     def keeps(self, known: Known) -> Bools:
         return np.ones(len(known.ids), bool)
 
+    def expired(self, known: Known, places: Ints) -> Bools:
+        return np.zeros(len(places), bool)
+
     def close(self) -> None:
         self._client.close()
 
     @staticmethod
     def _in(received: Window) -> str:
-        time = "toUnixTimestamp64Micro(received_time)"
-        bounds = ((f"{time} >=", received.start_us), (f"{time} <", received.end_us))
+        when = "toUnixTimestamp64Micro(received_time)"
+        bounds = ((f"{when} >=", received.start_us), (f"{when} <", received.end_us))
         return " AND ".join(f"{test} {bound}" for test, bound in bounds if bound is not None) or "true"
 
     @contextmanager
@@ -119,8 +129,9 @@ class ClickHouse:
 class Postgres:
     name = "postgres"
 
-    def __init__(self, settings: Settings, tables: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, tables: Sequence[str], kept_days: int) -> None:
         self._tables = tables
+        self._kept_since_us = time.time_ns() // 1000 - kept_days * DAY_US
         self._connection = connection.connect(settings.postgres)
 
     def rows(self, received: Window) -> Iterator[Rows]:
@@ -170,7 +181,7 @@ class Postgres:
                     >= (timestamptz 'epoch' + asked.received_us * interval '1 microsecond', asked.event_id)
         """  # noqa: S608
         ids = [bytes(one).ljust(16, b"\0").hex() for one in known.ids[places]]
-        columns = known.points.series_id[places], known.points.time_us[places], known.received_us[places]
+        columns = known.points.series_id[places], known.time_us[places], known.received_us[places]
         with self._translated():
             answer = self._connection.execute(query.encode(), (*(column.tolist() for column in columns), ids))
             numbers = [row[0] for row in answer]
@@ -182,14 +193,17 @@ class Postgres:
         """All points; of log records errors and events."""
         return np.ones(len(known.ids), bool) if known.event is None else known.event
 
+    def expired(self, known: Known, places: Ints) -> Bools:
+        return known.time_us[places] < self._kept_since_us
+
     def close(self) -> None:
         self._connection.close()
 
     @staticmethod
     def _in(received: Window) -> str:
-        time = "received_time {} timestamptz 'epoch' + {} * interval '1 microsecond'"
+        when = "received_time {} timestamptz 'epoch' + {} * interval '1 microsecond'"
         bounds = ((">=", received.start_us), ("<", received.end_us))
-        return " AND ".join(time.format(test, bound) for test, bound in bounds if bound is not None) or "true"
+        return " AND ".join(when.format(test, bound) for test, bound in bounds if bound is not None) or "true"
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from pipeline import migrations, settings, topics
+from pipeline import maintain, migrations, settings, topics
 from pipeline.errors import Misconfigured
 from pipeline.local import servers
 from pipeline.local.processes import Process, Runner, check_ports
@@ -174,7 +174,11 @@ class Stack:
     def _prepare(self) -> None:
         changes = topics.apply_all(self._settings)
         applied = migrations.up_all(self._settings)
-        self._tell(f"topics: {len(changes)} changed; migrations: {len(applied)} applied")
+        upkeep = maintain.run_all(self._settings, datetime.datetime.now(datetime.UTC))
+        self._tell(
+            f"topics: {len(changes)} changed; migrations: {len(applied)} applied; "
+            f"PostgreSQL: {len(upkeep)} steps of upkeep"
+        )
 
     def _process(self, name: str) -> Process:
         own = self._settings

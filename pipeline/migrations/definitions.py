@@ -75,22 +75,18 @@ FROM pg_type AS t JOIN here ON t.typnamespace = here.schema JOIN pg_enum AS e ON
 GROUP BY t.typname
 """
 
+# Chunk intervals, column stores and what is kept how long follow the settings: `pipeline maintain plan` compares them.
 _TIMESCALEDB = """
-SELECT hypertable_name::text, 'dimension ' || column_name,
-    concat_ws(' ', time_interval, integer_interval, num_partitions)
+SELECT hypertable_name::text, 'dimension ' || column_name, concat_ws(' ', dimension_type, num_partitions)
 FROM timescaledb_information.dimensions WHERE hypertable_schema = current_schema()
 UNION ALL
-SELECT hypertable_name, 'columnstore ' || attname, concat_ws(
-    ' ', 'segment by ' || segmentby_column_index, 'order by ' || orderby_column_index,
-    CASE WHEN NOT orderby_asc THEN 'desc' END
-)
-FROM timescaledb_information.compression_settings WHERE hypertable_schema = current_schema()
-UNION ALL
 SELECT coalesce(hypertable_name::text, proc_name::text), 'job ' || proc_name, concat_ws(
-    ' ', 'every', schedule_interval, config - '{hypertable_id,mat_hypertable_id}'::text[],
+    ' ', 'every', schedule_interval, config - '{hypertable_id,mat_hypertable_id,start_offset}'::text[],
     CASE WHEN NOT scheduled THEN '(off)' END
 )
-FROM timescaledb_information.jobs WHERE current_schema() IN (hypertable_schema, proc_schema)
+FROM timescaledb_information.jobs
+WHERE current_schema() IN (hypertable_schema, proc_schema)
+    AND proc_name NOT IN ('policy_compression', 'policy_retention')
 UNION ALL
 SELECT view_name, 'query', concat_ws(' ', view_definition, CASE WHEN materialized_only THEN '(materialized only)' END)
 FROM timescaledb_information.continuous_aggregates WHERE view_schema = current_schema()

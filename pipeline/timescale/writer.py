@@ -22,7 +22,8 @@ INSERT_SERIES = """
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (series_id) DO NOTHING
 """
 # The later receipt wins, the id where two are equal: so any order of arrival, and any repetition, ends in the same row.
-# RETURNING does not tell of rows that are left alone: those whose place another event keeps are counted where it shows.
+# RETURNING does not tell of rows that are left alone nor, of a partitioned table, which were there: those replaced and
+# those whose place another event keeps are counted where it shows.
 UPSERT = """
     WITH written AS (
         INSERT INTO {table} AS held ({columns})
@@ -30,25 +31,30 @@ UPSERT = """
         ORDER BY series_id, time, received_time DESC, event_id DESC
         ON CONFLICT (series_id, time) DO UPDATE SET ({values}) = ROW ({excluded})
         WHERE CASE
-            WHEN (EXCLUDED.received_time, EXCLUDED.event_id) > (held.received_time, held.event_id) THEN true
-            WHEN EXCLUDED.event_id <> held.event_id THEN set_config({counter}, ({counted} + 1)::text, true) IS NULL
+            WHEN (EXCLUDED.received_time, EXCLUDED.event_id) > (held.received_time, held.event_id)
+                THEN set_config({replaced}, ({replaced_count} + 1)::text, true) IS NOT NULL
+            WHEN EXCLUDED.event_id <> held.event_id THEN set_config({kept}, ({kept_count} + 1)::text, true) IS NULL
             ELSE false
         END
-        RETURNING xmax = 0 AS inserted
-    )
-    SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted), {counted} FROM written
+        RETURNING 1
+    ),
+    counted AS MATERIALIZED (SELECT count(*) AS rows FROM written)
+    SELECT rows - {replaced_count}, {replaced_count}, {kept_count} FROM counted
 """
-COUNTED = "coalesce(nullif(current_setting({counter}, true), ''), '0')::integer"
+COUNT = "coalesce(nullif(current_setting({}, true), ''), '0')::integer"
+POINTS_CHANGED = "SELECT metrics_points_changed(%s)"
+HOUR_US = 3600 * 10**6
 
 
 class Table(NamedTuple):
     """Rows for one table: its name, columns after the shared ones, how many rows, how many of them a later event of the
-    same series and time beats, and the rows as binary COPY."""
+    same series and time beats, their hours since 2000 where it has rollups, and the rows as binary COPY."""
 
     name: str
     columns: tuple[str, ...]
     height: int
     beaten: int
+    hours: list[int]
     rows: list[bytes]
 
 
@@ -100,7 +106,12 @@ def _write(
 ) -> list[Written]:
     if new_series:
         cursor.executemany(INSERT_SERIES, new_series)
-    return [write_one(cursor, table) for table in tables]
+    written = []
+    for table in tables:
+        written.append(write_one(cursor, table))
+        if table.hours:
+            cursor.execute(POINTS_CHANGED, (table.hours,), prepare=False)
+    return written
 
 
 def _tables(points: pl.DataFrame, joined: bytes) -> list[Table]:
@@ -108,12 +119,14 @@ def _tables(points: pl.DataFrame, joined: bytes) -> list[Table]:
     numbers = points.filter(kind.is_in(["gauge", "sum"]))
     tables = []
     if numbers.height:
-        tables.append(Table(*rows.POINTS_TABLE, numbers.height, _beaten(numbers), list(rows.number_rows(numbers))))
+        hours = (numbers["time"] // HOUR_US).unique().to_list()
+        encoded = list(rows.number_rows(numbers))
+        tables.append(Table(*rows.POINTS_TABLE, numbers.height, _beaten(numbers), hours, encoded))
     for name, (table, columns) in rows.HISTOGRAM_TABLES.items():
         part = points.filter(kind == name)
         if part.height:
             encoded = list(rows.histogram_rows(part, joined, name))
-            tables.append(Table(table, columns, part.height, _beaten(part), encoded))
+            tables.append(Table(table, columns, part.height, _beaten(part), [], encoded))
     return tables
 
 
@@ -165,7 +178,8 @@ def _upsert(cursor: psycopg.Cursor, table: Table) -> Written:
     columns = [sql.Identifier(column) for column in (*rows.SHARED_COLUMNS, *table.columns)]
     values = columns[2:]
     comma = sql.SQL(", ")
-    counter = sql.Literal(f"pipeline.superseded_{table.name}")
+    replaced, kept = (sql.Literal(f"pipeline.{what}_{table.name}") for what in ("replaced", "kept"))
+    count = sql.SQL(COUNT)
     cursor.execute(
         sql.SQL(UPSERT).format(
             table=sql.Identifier(table.name),
@@ -173,8 +187,10 @@ def _upsert(cursor: psycopg.Cursor, table: Table) -> Written:
             columns=comma.join(columns),
             values=comma.join(values),
             excluded=comma.join(sql.SQL("EXCLUDED.{}").format(column) for column in values),
-            counter=counter,
-            counted=sql.SQL(COUNTED).format(counter=counter),
+            replaced=replaced,
+            kept=kept,
+            replaced_count=count.format(replaced),
+            kept_count=count.format(kept),
         )
     )
     inserted, updated, held_later = cursor.fetchone() or (0, 0, 0)

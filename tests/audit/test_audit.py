@@ -1,5 +1,6 @@
 """Differences made by hand in real topics and stores, and what the audit says of them."""
 
+import datetime
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from pipeline import maintain
 from pipeline.audit import Window, audit
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.settings import ClickHouseSettings, KafkaSettings, Settings
@@ -225,6 +227,27 @@ def test_what_retention_removed_is_expired(world: World) -> None:
     assert (found["verdict"], found["expired"], found["rows"], found["extra"]) == ("clean", 5, 6, 0)
     world.store("logs", [record("logs", "alien", received_time=HOUR_AGO_NS + 10 * MINUTE_NS)])
     assert world.found("logs")["extra"] == 1
+
+
+def test_what_postgres_does_not_keep_as_long_is_expired(world: World) -> None:
+    """A point and an event whose own time is beyond the retention are not missing where `maintain` has removed them;
+    younger ones are."""
+    too_old = HOUR_AGO_NS - 32 * 24 * 60 * MINUTE_NS
+    points = [record("metrics", 1, series_id=1, time=too_old), record("metrics", 2, series_id=2)]
+    events = [record("logs", 1, severity_number=17, time=too_old), record("logs", 2, severity_number=17)]
+    world.publish("metrics", points)
+    world.publish("logs", events)
+    world.store_points(points)
+    world.store_events(events)
+    assert world.found("metrics", "postgres")["expired"] == 0
+    maintain.run_all(world.settings, datetime.datetime.now(datetime.UTC))
+    for signal, records in {"metrics": points, "logs": events}.items():
+        found = world.found(signal, "postgres")
+        assert (found["rows"], found["missing"], found["expired"]) == (1, 0, 1)
+        assert [one["event_id"] for one in found["examples"]["expired"]] == [records[0]["event_id"].hex()]
+    world.postgres.execute("DELETE FROM events")
+    found = world.found("logs", "postgres")
+    assert (found["missing"], found["expired"]) == (1, 1)
 
 
 def test_an_emptied_partition_does_not_hide_an_alien(world: World) -> None:

@@ -1,0 +1,72 @@
+"""Upkeep of PostgreSQL: retention, pieces of tables and rollups, as the settings say.
+
+    plan(settings, now) → run(planned, settings, now)
+
+With TimescaleDB its policies are set, and its jobs do the work. Without it the work itself is planned: partitions made
+ahead of time and dropped when they have expired, rollups of changed hours refreshed; so it must be run again and again.
+"""
+
+import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pipeline.errors import Misconfigured, Unavailable
+from pipeline.maintain import partitions, policies, rollups
+from pipeline.maintain.change import Change
+from pipeline.settings import Settings
+from pipeline.timescale import connection
+
+__all__ = ["Change", "plan", "run", "run_all"]
+
+ADVISORY_LOCK = int.from_bytes(b"maintain")  # any constant that is nobody else's
+LOCK_WITHIN = "SET LOCAL lock_timeout = '10s'"  # writers wait behind who waits for a lock
+
+
+def plan(settings: Settings, now: datetime.datetime) -> list[Change]:
+    """What is to be done, in that order; empty where all is as it should be."""
+    with connection.connect(settings.postgres) as connected, connection.translated():
+        connected.execute("SET TIME ZONE 'UTC'")
+        if connected.execute("SELECT to_regprocedure('metrics_points_changed(bigint[])')").fetchone() == (None,):
+            raise Misconfigured("PostgreSQL has no tables to maintain: run `pipeline migrate up` first.")
+        if connected.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone():
+            return policies.plan(connected, settings.retention)
+        return [*partitions.plan(connected, settings.retention, now), *rollups.plan(connected, now)]
+
+
+def run(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -> list[Change]:
+    """Carry out what was planned, each change in a transaction of its own, but for what has been done since; return
+    what was carried out.
+
+    Raise Unavailable where another runner is at work, or where a lock is not had in time: the same call may succeed
+    later.
+    """
+    with _alone(settings):
+        still = set(plan(settings, now))
+        todo = [change for change in planned if change in still]
+        with connection.connect(settings.postgres) as connected, connection.translated():
+            for change in todo:
+                with connected.transaction():
+                    connected.execute(LOCK_WITHIN)
+                    for statement in change.statements:
+                        connected.execute(statement.encode())
+    return todo
+
+
+def run_all(settings: Settings, now: datetime.datetime) -> list[Change]:
+    """Plan and carry out at once, for a stack that is nobody else's."""
+    return run(plan(settings, now), settings, now)
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Keep other runners away, until the connection ends; raise Unavailable where one is at work."""
+    with connection.connect(settings.postgres) as held:
+        with connection.translated():
+            free = held.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_LOCK,)).fetchone() == (True,)
+        if not free:
+            raise Unavailable("Another runner is at work on this PostgreSQL: wait until it is done and run this again.")
+        try:
+            yield
+        finally:
+            with connection.translated():
+                held.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))

@@ -1,0 +1,125 @@
+"""Native range partitions of the plain PostgreSQL: made ahead of time, dropped when all of it has expired."""
+
+import datetime
+from typing import NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from pipeline.maintain.change import Change
+from pipeline.settings import RetentionSettings
+
+DAY = datetime.timedelta(days=1)
+ORIGIN = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+# `ATTACH` would fail on a row that is in the default partition, and a writer who has read where its rows belong would
+# put another one there: so writers are kept away first, then rows are moved. Readers wait for the attaching alone.
+LOCK = "LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE"
+MAKE = (
+    LOCK,
+    "CREATE TABLE {partition} (LIKE {table} INCLUDING ALL)",
+    "WITH moved AS (DELETE FROM {rest} WHERE {time} >= {start} AND {time} < {stop} RETURNING *)"
+    " INSERT INTO {partition} SELECT * FROM moved",
+    "ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES FROM ({start}) TO ({stop})",
+)
+DROP = "DROP TABLE {partition}"
+DELETE = "DELETE FROM {rest} WHERE {time} < {cutoff}"
+# Rollups of what is gone are final: nothing that comes late may be taken for all that there was.
+FINAL = (
+    "UPDATE metrics_points_kept SET since = greatest(since, {cutoff})",
+    "DELETE FROM metrics_changed_hours WHERE hour < {cutoff}",
+)
+PARTITIONS = """
+    SELECT
+        c.oid::regclass::text,
+        substring(pg_get_expr(c.relpartbound, c.oid) FROM $$FROM \\('([^']+)'\\)$$)::timestamptz,
+        substring(pg_get_expr(c.relpartbound, c.oid) FROM $$TO \\('([^']+)'\\)$$)::timestamptz
+    FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid
+    WHERE inhparent = {table}::regclass AND pg_get_expr(c.relpartbound, c.oid) <> 'DEFAULT'
+    ORDER BY 2
+"""
+IN_DEFAULT = "SELECT DISTINCT date_bin({span}, {time}, {origin}) FROM {rest} WHERE {time} >= {cutoff}"
+TO_REFRESH = "SELECT DISTINCT date_bin({span}, hour, {origin}) FROM metrics_changed_hours WHERE hour >= {cutoff}"
+EXPIRED = "SELECT EXISTS (SELECT FROM {rest} WHERE {time} < {cutoff})"
+POINTS = "metrics_points"
+ROLLUPS = ("metrics_1m_rollup", "metrics_1h_rollup", "metrics_1d_rollup")
+
+
+class Table(NamedTuple):
+    """A partitioned table: the column of its time, days of a partition, days that are kept."""
+
+    name: str
+    time: str
+    span_days: int
+    kept_days: int
+
+
+class Partition(NamedTuple):
+    name: str
+    start: datetime.datetime
+    stop: datetime.datetime
+
+
+def tables(retention: RetentionSettings) -> list[Table]:
+    """All of them; coarser rollups have fewer rows a day, so larger partitions."""
+    return [
+        Table(POINTS, "time", 1, retention.points_days),
+        Table("metrics_histograms", "time", 1, retention.points_days),
+        Table("metrics_exponential_histograms", "time", 1, retention.points_days),
+        Table("metrics_summaries", "time", 1, retention.points_days),
+        Table("events", "time", 1, retention.events_days),
+        Table(ROLLUPS[0], "minute", 1, retention.metrics_1m_days),
+        Table(ROLLUPS[1], "hour", 30, retention.metrics_1h_days),
+        Table(ROLLUPS[2], "day", 360, retention.metrics_1d_days),
+    ]
+
+
+def plan(connected: psycopg.Connection, retention: RetentionSettings, now: datetime.datetime) -> list[Change]:
+    """Partitions for yesterday, for the days ahead, for what is kept in the default partition and for rollups that will
+    be refreshed; then what has expired."""
+    today = ORIGIN + (now - ORIGIN) // DAY * DAY
+    days = [today + n * DAY for n in range(-1, retention.partitions_ahead_days + 1)]
+    changes: list[Change] = []
+    for table in tables(retention):
+        names = {
+            "table": sql.Identifier(table.name),
+            "rest": sql.Identifier(f"{table.name}_default"),
+            "time": sql.Identifier(table.time),
+            "cutoff": sql.Literal(today - table.kept_days * DAY),
+            "span": sql.Literal(table.span_days * DAY),
+            "origin": sql.Literal(ORIGIN),
+        }
+        there = [
+            Partition(*row) for row in connected.execute(sql.SQL(PARTITIONS).format(table=sql.Literal(table.name)))
+        ]
+        queries = [IN_DEFAULT, TO_REFRESH] if table.name in ROLLUPS else [IN_DEFAULT]
+        strays = [row[0] for query in queries for row in connected.execute(sql.SQL(query).format(**names))]
+        wanted = {_start(day, table.span_days) for day in (*days, *strays)} - {one.start for one in there}
+        changes += [_made(table, start, names) for start in sorted(wanted)]
+        old = [one for one in there if one.stop <= today - table.kept_days * DAY]
+        rest = connected.execute(sql.SQL(EXPIRED).format(**names)).fetchone() == (True,)
+        if old or rest:
+            changes.append(_expired(table, old, names))
+    return changes
+
+
+def _start(day: datetime.datetime, span_days: int) -> datetime.datetime:
+    return day - (day - ORIGIN) % (span_days * DAY)
+
+
+def _made(table: Table, start: datetime.datetime, names: dict[str, sql.Composable]) -> Change:
+    name = f"{table.name}_{start:%Y%m%d}"
+    stop = start + table.span_days * DAY
+    own = {"partition": sql.Identifier(name), "start": sql.Literal(start), "stop": sql.Literal(stop)}
+    return Change(
+        f"make partition {name}: {start:%Y-%m-%d} to before {stop:%Y-%m-%d}.",
+        tuple(sql.SQL(statement).format(**names, **own).as_string() for statement in MAKE),
+    )
+
+
+def _expired(table: Table, old: list[Partition], names: dict[str, sql.Composable]) -> Change:
+    """Whole partitions, and rows of the default one; there is no way back, so they are named."""
+    statements = [LOCK, *(FINAL if table.name == POINTS else ()), DELETE]
+    texts = [sql.SQL(statement).format(**names).as_string() for statement in statements]
+    texts += [sql.SQL(DROP).format(partition=sql.Identifier(one.name)).as_string() for one in old]
+    what = ", ".join([*(one.name for one in old), f"old rows of {table.name}_default"])
+    return Change(f"drop {what}: {table.name} keeps {table.kept_days} days.", tuple(texts))

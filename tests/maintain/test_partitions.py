@@ -1,0 +1,148 @@
+"""Partitions of the plain PostgreSQL: made ahead, filled, dropped; and the command."""
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import psycopg
+import pytest
+
+from pipeline import maintain
+from pipeline.errors import Misconfigured, Unavailable
+from pipeline.settings import PostgresSettings, RetentionSettings, Settings
+from pipeline.timescale import connection
+from tests.maintain.test_rollups import VIEWS, expected, new_series, rows, store
+from tests.timescale.conftest import migrated
+
+DAY = datetime.timedelta(days=1)
+NOW = datetime.datetime(2026, 11, 20, 13, 30, tzinfo=datetime.UTC)
+TODAY = NOW.replace(hour=0, minute=0)
+RETENTION = RetentionSettings(points_days=10, metrics_1m_days=20)
+
+
+@pytest.fixture
+def settings(postgres_settings: PostgresSettings) -> Settings:
+    part = migrated(postgres_settings.dsn.get_secret_value())
+    return Settings(postgres=part, retention=RETENTION)
+
+
+@pytest.fixture
+def database(settings: Settings) -> psycopg.Connection:
+    return connection.connect(settings.postgres)
+
+
+def partitions(database: psycopg.Connection, table: str = "metrics_points") -> dict[str, int]:
+    """Rows of each partition that has some."""
+    found = database.execute(f"SELECT tableoid::regclass::text, count(*) FROM {table} GROUP BY 1".encode())
+    return {name.removeprefix(f"{table}_"): count for name, count in found}
+
+
+def test_partitions_are_made_ahead_and_filled(settings: Settings, database: psycopg.Connection) -> None:
+    """What came before its partition moves into it, whatever its time; then there is nothing to do."""
+    [series] = new_series(1)
+    points = {(NOW + n * DAY, series): float(n) for n in (-5, -1, 0, 1)}
+    store(database, points)
+    assert partitions(database) == {"default": 4}
+    planned = maintain.plan(settings, NOW)
+    assert maintain.run(planned, settings, NOW) == planned
+    assert maintain.plan(settings, NOW) == []
+    assert partitions(database) == {"20261115": 1, "20261119": 1, "20261120": 1, "20261121": 1}
+    store(database, {(NOW + 2 * DAY, series): 2.0, (NOW - 40 * DAY, series): 2.0})
+    assert partitions(database) == {
+        "20261115": 1, "20261119": 1, "20261120": 1, "20261121": 1, "20261122": 1, "default": 1
+    }  # fmt: skip
+
+
+def test_what_is_expired_is_dropped_and_its_rollups_stay(settings: Settings, database: psycopg.Connection) -> None:
+    """Points go by their retention, minutes by theirs; a later point from before it disturbs no rollup."""
+    [series] = new_series(1)
+    points = {(NOW, series): 1.0, (NOW + datetime.timedelta(seconds=90), series): 2.0}
+    store(database, points)
+    maintain.run_all(settings, NOW + DAY)
+    [dropped] = [
+        change for change in maintain.plan(settings, NOW + 11 * DAY) if str(change).startswith("drop metrics_points_")
+    ]
+    assert str(dropped) == (
+        "drop metrics_points_20261120, old rows of metrics_points_default: metrics_points keeps 10 days."
+    )
+    maintain.run_all(settings, NOW + 11 * DAY)
+    assert partitions(database) == {}
+    late = {(NOW + datetime.timedelta(seconds=30), series): 50.0, (NOW - 100 * DAY, series): 50.0}
+    store(database, late)
+    for _ in range(2):
+        for view in VIEWS:
+            assert rows(database, view, [series]) == expected(points, view)
+        maintain.run_all(settings, NOW + 11 * DAY)
+    assert partitions(database) == {}
+    maintain.run_all(settings, NOW + 21 * DAY)
+    assert [len(rows(database, view, [series])) for view in VIEWS] == [0, 1, 1]
+
+
+def test_writers_go_on_while_partitions_are_made(settings: Settings, database: psycopg.Connection) -> None:
+    """None is refused a row because its partition was made under its feet, and no row is lost."""
+    stop = threading.Event()
+    sent: list[int] = []
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            with connection.connect(settings.postgres) as own:
+                while not stop.is_set():
+                    with own.transaction(), own.cursor() as cursor:
+                        for day in range(4):
+                            at = TODAY + (day - 1) * DAY + datetime.timedelta(seconds=len(sent))
+                            with cursor.copy("COPY metrics_points FROM STDIN") as copy:
+                                copy.write_row((at, 1, "00" * 16, "", at, 1.0))
+                    sent.append(1)
+        except BaseException as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        while len(sent) < 20 and not failures:
+            pass
+        maintain.run_all(settings, NOW)
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not failures
+    assert partitions(database) == dict.fromkeys(("20261119", "20261120", "20261121", "20261122"), len(sent))
+
+
+def test_of_two_runners_one_works(settings: Settings) -> None:
+    """The other is told; what the first has done the other leaves out."""
+    planned = maintain.plan(settings, NOW)
+    with connection.connect(settings.postgres) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (maintain.ADVISORY_LOCK,))
+        with pytest.raises(Unavailable, match="Another runner"):
+            maintain.run(planned, settings, NOW)
+    assert maintain.run(planned, settings, NOW) == planned
+    assert maintain.run(planned, settings, NOW) == []
+
+
+def test_tables_that_are_not_there_are_told(postgres_settings: PostgresSettings) -> None:
+    """The way out is `migrate up`."""
+    with pytest.raises(Misconfigured, match="pipeline migrate up"):
+        maintain.plan(Settings(postgres=postgres_settings), NOW)
+
+
+def test_the_command_plans_runs_and_then_has_nothing_to_do(settings: Settings) -> None:
+    """Exit 1 with a plan as JSON, 0 when it is carried out and when nothing is left, 3 where the server is away."""
+
+    def command(*words: str, dsn: str = settings.postgres.dsn.get_secret_value()) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", "maintain", *words],
+            env=os.environ | {"PIPELINE_POSTGRES__DSN": dsn}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    planned = command("plan", "--json")
+    assert planned.returncode == 1, planned.stderr
+    assert json.loads(planned.stdout)[0]["what"].startswith("make partition metrics_points_")
+    assert command("run", "--yes").returncode == 0
+    assert command("plan").returncode == 0
+    assert command("run", "--yes").stdout == "Nothing to do.\n"
+    assert command("plan", dsn="host=127.0.0.1 port=1").returncode == 3
