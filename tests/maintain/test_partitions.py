@@ -12,6 +12,8 @@ import pytest
 
 from pipeline import maintain
 from pipeline.errors import Misconfigured, Unavailable
+from pipeline.migrations.definitions import differences
+from pipeline.migrations.stores import Postgres
 from pipeline.settings import PostgresSettings, RetentionSettings, Settings
 from pipeline.timescale import connection
 from tests.maintain.test_rollups import VIEWS, expected, new_series, rows, store
@@ -111,6 +113,14 @@ def test_writers_go_on_while_partitions_are_made(settings: Settings, database: p
         thread.join(20)
     assert not failures
     assert partitions(database) == dict.fromkeys(("20261119", "20261120", "20261121", "20261122"), len(sent))
+
+
+def test_upkeep_is_no_difference_to_the_files(settings: Settings) -> None:
+    """`migrate verify` finds nothing in what the settings have changed."""
+    with Postgres.opened(settings.postgres) as store:
+        before = store.definitions()
+        assert maintain.run_all(settings, NOW)
+        assert list(differences("postgres", store.definitions(), before)) == []
 
 
 def test_of_two_runners_one_works(settings: Settings) -> None:

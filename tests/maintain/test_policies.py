@@ -6,6 +6,8 @@ import psycopg
 import pytest
 
 from pipeline import maintain
+from pipeline.migrations.definitions import differences
+from pipeline.migrations.stores import Postgres
 from pipeline.settings import PostgresSettings, RetentionSettings, Settings
 from tests.maintain.test_rollups import expected, new_series, rows, store
 
@@ -64,6 +66,15 @@ def test_policies_are_set_and_do_their_work(part: PostgresSettings, timescale_da
     run_jobs(timescale_database, "policy_refresh_continuous_aggregate")
     for view in ("metrics_1m", "metrics_1h", "metrics_1d"):
         assert rows(timescale_database, view, [series]) == expected(points | late, view)
+
+
+def test_upkeep_is_no_difference_to_the_files(part: PostgresSettings) -> None:
+    """`migrate verify` finds nothing in what the settings have changed."""
+    with Postgres.opened(part) as store:
+        before = store.definitions()
+        settings = Settings(postgres=part, retention=RetentionSettings(points_days=9, chunk_hours=6))
+        assert maintain.run_all(settings, NOW)
+        assert list(differences("postgres", store.definitions(), before)) == []
 
 
 def test_servers_before_2_18_are_asked_by_their_names(
