@@ -201,7 +201,7 @@ class _Agents:
         self._own = own
         self._settings = settings
         self._publisher: Publisher | None = None
-        self._assigned = False
+        self._assignments = 0
         self._gap: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(IN_FLIGHT)
 
@@ -212,10 +212,10 @@ class _Agents:
 
         @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
-            if not self._assigned:
+            if not self._assignments:
                 _shorten_waits(app.consumer)
                 self._watch_offsets(app.consumer)
-            self._assigned = True
+            self._assignments += 1
 
         @app.task  # type: ignore[untyped-decorator]
         async def serve_health() -> None:
@@ -232,7 +232,7 @@ class _Agents:
     def _unready(self) -> dict[str, str]:
         if self._gap:
             return {"kafka": "messages were removed before they were read; the log says which"}
-        return {} if self._assigned else {"kafka": "no partitions assigned yet"}
+        return {} if self._assignments else {"kafka": "no partitions assigned yet"}
 
     def _watch_offsets(self, consumer: Any) -> None:
         """Put ourselves between Faust, which would skip or crash, and what aiokafka says of offsets."""
@@ -242,8 +242,15 @@ class _Agents:
             if self._gap:  # read nothing more: what was read before is still being stored
                 await asyncio.sleep(timeout)
                 return {}
+            assignments = self._assignments
             try:
-                return await getmany(active_partitions, timeout)
+                records = await getmany(active_partitions, timeout)
+                if assignments == self._assignments:
+                    return records
+                # Of before a rebalance, from where we stood then. Faust has thrown away what came before them and would
+                # take that for a gap, which it commits over.
+                with contextlib.suppress(IllegalStateError):  # of before yet another one
+                    await consumer.perform_seek()
             except NoOffsetForPartitionError as error:
                 await _begin(consumer, error.args[0])
             except OffsetOutOfRangeError as error:
