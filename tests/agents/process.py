@@ -26,17 +26,17 @@ def until(true: Callable[[], object], what: str, within_s: float = 90.0) -> None
 
 class Process:
     """Our commands at these settings; `name` is the writer that `start` starts, `code` the folder that holds the
-    package and what lies beside it."""
+    package and what lies beside it, `module` what stands in for the command."""
 
-    def __init__(self, name: str, settings: Settings, code: pathlib.Path = ROOT) -> None:
+    def __init__(self, name: str, settings: Settings, *, code: pathlib.Path = ROOT, module: str = "pipeline") -> None:
         self.name, self.settings = name, settings
-        self._code = code
+        self._code, self._command = code, [sys.executable, "-m", module]
         self._child: subprocess.Popen[str] | None = None
         self._environment = {**os.environ, **as_environment(settings)}
 
     def start(self) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", self.name], env=self._environment, text=True, cwd=self._code,
+            [*self._command, self.name], env=self._environment, text=True, cwd=self._code,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -64,7 +64,7 @@ class Process:
     def run(self, command: str) -> tuple[int, str]:
         """Exit code and output of `pipeline <command>`."""
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *command.split()], env=self._environment, capture_output=True, text=True,
+            [*self._command, *command.split()], env=self._environment, capture_output=True, text=True,
             timeout=60, check=False, cwd=self._code,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr

@@ -71,7 +71,7 @@ def test_a_newer_schema_waits_in_the_dead_letters_for_the_upgrade(both: list[Pro
         assert each.stop()[0] == 0
 
     release = next_release(tmp_path / "release")
-    upgraded = [Process(each.name, world, release) for each in both]
+    upgraded = [Process(each.name, world, code=release) for each in both]
     try:
         for each in upgraded:
             each.start()
