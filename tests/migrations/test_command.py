@@ -27,11 +27,12 @@ def test_plan_then_up(settings: Settings) -> None:
     """Exit 1 while something is pending, nothing without a yes or in a dry run, exit 0 when all is applied."""
     plan = run(settings, "plan", "--json")
     assert plan.returncode == 1
-    assert json.loads(plan.stdout)[0] == {
-        "store": "postgres", "version": 1, "name": "0001_capabilities.sql", "state": "pending", "statements": 1,
-        "done": 0, "problem": "",
-        "steps": ["1. CREATE EXTENSION IF NOT EXISTS timescaledb [only with timescaledb]"],
-    }  # fmt: skip
+    first = json.loads(plan.stdout)[0]
+    assert (first["store"], first["name"], first["state"], first["done"]) == (
+        "postgres", "0001_capabilities.sql", "pending", 0,
+    )  # fmt: skip
+    assert first["steps"][0] == "1. CREATE EXTENSION IF NOT EXISTS timescaledb [only with timescaledb]"
+    assert len(first["steps"]) == first["statements"]
     assert run(settings, "up", answer="n\n").returncode == 1
     assert run(settings, "up", "--dry-run").returncode == 0
     assert run(settings, "up", "--store", "clickhouse", "--yes").returncode == 0
