@@ -24,6 +24,7 @@ from fastavro.schema import SchemaParseException, UnknownType
 
 from pipeline.errors import Misconfigured
 from pipeline.record import schema
+from pipeline.tables.names import RESERVED
 
 FILE_NAME = re.compile(r"([a-z][a-z0-9_]*)\.v([1-9][0-9]{0,4})\.avsc")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # 63 bytes: what PostgreSQL keeps of an identifier
@@ -34,18 +35,6 @@ UNHASHED = [
 ]
 FIRST_HASHED = {"name": "tenant", "type": "string"}
 LAST = {"name": "ordinal", "type": "int"}
-# Source: PostgreSQL 18 documentation, appendix C, "SQL Key Words": reserved, with and without functions or types.
-RESERVED = frozenset(
-    """
-    all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation
-    column concurrently constraint create cross current_catalog current_date current_role current_schema current_time
-    current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze
-    from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit
-    localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references
-    returning right select session_user similar some symmetric system_user table tablesample then to trailing true union
-    unique user using variadic verbose when where window with
-    """.split()  # noqa: SIM905
-)
 
 
 @dataclass(slots=True)

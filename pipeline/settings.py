@@ -146,6 +146,24 @@ class SpoolSettings(Part):
     drain_bytes_per_s: Positive = 16 * MIB  # into Kafka, beside live traffic, before compression
 
 
+class RegistrySettings(Part):
+    """Who knows the registered tables: where it serves, and how others ask it.
+
+    Without `api_key` nobody is asked who they are: then only loopback is served.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 4319
+    url: str | None = None  # where gateway, writers and commands find it; default: host and port
+    api_key: SecretStr = SecretStr("")
+    refresh_s: Seconds = 5.0  # within this time everybody sees a change; an unknown table is asked for at once
+    max_tables: Positive = 500
+
+    @property
+    def address(self) -> str:
+        return self.url or f"http://{self.host}:{self.port}"
+
+
 class WriterSettings(Part):
     """A writer; worker n serves /livez, /readyz and /metrics on loopback at `health_port` + n."""
 
@@ -183,6 +201,7 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     retention: RetentionSettings = RetentionSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
+    registry: RegistrySettings = RegistrySettings()
     gateway: GatewaySettings = GatewaySettings()
     spool: SpoolSettings = SpoolSettings()
     pg_writer: WriterSettings = WriterSettings(health_port=9110, batch_bytes=16 * MIB)  # 40,000 points

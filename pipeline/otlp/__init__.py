@@ -8,11 +8,12 @@ of what was not taken out. It walks an `Export…ServiceRequest`, flattens one r
 from google.protobuf.message import DecodeError
 
 from pipeline.errors import Rejected
-from pipeline.otlp.encoding import Encoded, Group, Origin, Request
+from pipeline.otlp.encoding import Encoded, Request
 from pipeline.otlp.logs import encode_logs
 from pipeline.otlp.metrics import encode_metrics
-from pipeline.otlp.rules import MAX_VALUE_BYTES, REFUSALS, Rules
+from pipeline.otlp.rules import REFUSALS, Rules
 from pipeline.otlp.traces import encode_traces
+from pipeline.record.framing import MAX_VALUE_BYTES, Group, Origin
 from pipeline.record.schema import Signal
 
 __all__ = ["MAX_VALUE_BYTES", "REFUSALS", "Encoded", "Group", "Origin", "Rules", "encode"]

@@ -11,38 +11,25 @@ from google.protobuf.message import Message
 
 from pipeline.errors import TooLarge
 from pipeline.otlp.messages import RECORDS, Part
-from pipeline.otlp.rules import MAX_VALUE_BYTES, Rules
+from pipeline.otlp.rules import Rules
 from pipeline.otlp.values import Attributes
 from pipeline.otlp.wire import Level, level
 from pipeline.record import schema
 from pipeline.record.avro import STRING, blob, long, pair, pair_map, text_in
-from pipeline.record.container import value
+from pipeline.record.framing import (
+    EVENT_ID_BYTES,
+    FIRST,
+    MAX_VALUE_BYTES,
+    Group,
+    Lane,
+    Origin,
+    groups,
+    largest,
+    place_untimed,
+)
 from pipeline.record.series import scope_labels
-from pipeline.record.times import SANE_AHEAD_NS, SANE_FROM_NS
-
-EVENT_ID_BYTES = 16
-FRAMING_BYTES = 64  # of a container file behind its head: two varints, the sync marker; and a twin's longer ordinal
-FIRST = b"\0"  # the ordinal of a record that has no equal before it, and the end of every record added
 
 Span = Sequence[int]  # start and end of a part in the body
-
-
-class Origin(NamedTuple):
-    """Where a request came from: what the gateway knows and the client cannot say. `received_time` in ns since 1970."""
-
-    tenant: str
-    region: str
-    received_time: int
-
-
-class Group(NamedTuple):
-    """One container file: `records` of one partition, their span of effective times in ns, and the bytes."""
-
-    partition: int
-    records: int
-    min_time: int
-    max_time: int
-    value: bytes
 
 
 @dataclass(slots=True)
@@ -95,9 +82,9 @@ class Request:
         self._left: dict[str, int] = defaultdict(lambda: rules.max_records)
         self._left_bytes = rules.max_encoded_bytes
         self._head = schema.of(signal).head
-        self._largest = MAX_VALUE_BYTES - len(self._head) - FRAMING_BYTES
+        self._largest = largest(self._head)
         self._unhashed = STRING[origin.region] + long(origin.received_time)
-        self._lanes: dict[int, _Lane] = defaultdict(_Lane)
+        self._lanes: dict[int, Lane] = defaultdict(Lane)
 
     # The way in: from the body to one record at a time.
 
@@ -193,43 +180,9 @@ class Request:
         for partition in list(self._lanes):
             lane = self._lanes.pop(partition)  # and let go, while the others' values are made
             _number_twins(lane.pieces, self._unhashed)
-            self._place_untimed(lane.times)
-            self.encoded.groups += self._groups(partition, lane)
+            self.encoded.untimed += place_untimed(lane.times, self.origin.received_time)
+            self.encoded.groups += groups(partition, lane, self._head)
         return self.encoded
-
-    def _place_untimed(self, times: list[int]) -> None:
-        """Let the receipt stand for times that are none."""
-        received = self.origin.received_time
-        latest = received + SANE_AHEAD_NS
-        if min(times) >= SANE_FROM_NS and max(times) <= latest:
-            return
-        for n, time in enumerate(times):
-            if not SANE_FROM_NS <= time <= latest:
-                times[n] = received
-                self.encoded.untimed += 1
-
-    def _groups(self, partition: int, lane: "_Lane") -> Iterator[Group]:
-        """The lane in order, cut where a value would become larger than MAX_VALUE_BYTES."""
-        pieces, times = lane.pieces, lane.times
-        first = filled = 0
-        for n in range(len(times)):
-            size = sum(map(len, pieces[3 * n : 3 * n + 3]))
-            if filled + size > self._largest:
-                yield self._group(partition, pieces[3 * first : 3 * n], times[first:n])
-                first, filled = n, 0
-            filled += size
-        yield self._group(partition, pieces[3 * first :], times[first:])
-
-    def _group(self, partition: int, pieces: list[bytes], times: list[int]) -> Group:
-        return Group(partition, len(times), min(times), max(times), value(self._head, pieces, len(times)))
-
-
-@dataclass(slots=True)
-class _Lane:
-    """The records of one partition: event_id, prefix and tail of each in a row, so that bytes are copied once."""
-
-    pieces: list[bytes] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)
 
 
 def _number_twins(pieces: list[bytes], unhashed: bytes) -> None:

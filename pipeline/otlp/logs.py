@@ -1,8 +1,9 @@
 """OTLP logs → log_record."""
 
-from pipeline.otlp.encoding import FIRST, Encoded, Request
+from pipeline.otlp.encoding import Encoded, Request
 from pipeline.otlp.messages import LOG_RECORD, LOGS
 from pipeline.record.avro import STRING, blob, long
+from pipeline.record.framing import FIRST
 
 WARN = 13  # SeverityNumber: the first that is never shed
 SEVERITIES = ("TRACE", "DEBUG", "INFO")  # of four numbers each, from 1 on

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.otlp.encoding import FIRST, Encoded, Request, Shared
+from pipeline.otlp.encoding import Encoded, Request, Shared
 from pipeline.otlp.messages import DATA, METRIC, METRICS, DataKind
 from pipeline.otlp.values import Attributes
 from pipeline.otlp.wire import Level
 from pipeline.record.avro import NOTHING, STRING, array, blob, double, long, pair_map
+from pipeline.record.framing import FIRST
 from pipeline.record.series import series_id
 
 TYPE = {kind.name: long(n) for n, kind in enumerate(DATA.values())}  # the schema's order is that of the numbers

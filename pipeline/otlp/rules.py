@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-MAX_VALUE_BYTES = 900_000  # a Kafka message; brokers take 1 MB
+from pipeline.record.framing import MAX_VALUE_BYTES
+
 CUT = "…[cut]"  # ends a key or text that was cut
 TOO_DEEP = "…[too deep]"  # stands in for a value nested deeper than max_depth
 

@@ -3,10 +3,11 @@
 import re
 from typing import Any
 
-from pipeline.otlp.encoding import FIRST, Encoded, Request
+from pipeline.otlp.encoding import Encoded, Request
 from pipeline.otlp.messages import SPAN, TRACES
 from pipeline.otlp.values import Attributes
 from pipeline.record.avro import NOTHING, STRING, array, blob, long
+from pipeline.record.framing import FIRST
 
 NO_TRACE = bytes(16)
 NO_SPAN = bytes(8)

@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
-from pipeline.otlp.rules import CUT, MAX_VALUE_BYTES, TOO_DEEP, Rules
+from pipeline.otlp.rules import CUT, TOO_DEEP, Rules
 from pipeline.record.avro import NOTHING, long, pair, pair_map
+from pipeline.record.framing import MAX_VALUE_BYTES
 
 ATTRIBUTE_CACHE_BYTES = 4 * 1024 * 1024
 CACHED_ATTRIBUTE_BYTES = 512  # larger ones seldom repeat

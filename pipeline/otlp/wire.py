@@ -9,7 +9,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from pipeline.otlp.messages import Part
-from pipeline.otlp.rules import MAX_VALUE_BYTES
+from pipeline.record.framing import MAX_VALUE_BYTES
 
 VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = range(6)  # wire types
 SHORT_VARINT_BYTES = 5  # of a tag or a length

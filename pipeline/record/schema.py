@@ -6,7 +6,7 @@ import io
 import json
 import pathlib
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import fastavro
 
@@ -14,8 +14,8 @@ from pipeline.errors import Misconfigured
 from pipeline.record.container import SYNC
 from pipeline.settings import ROOT
 
-Signal = Literal["logs", "metrics", "traces"]
-SIGNALS: tuple[Signal, ...] = get_args(Signal)
+Signal = Literal["logs", "metrics", "traces", "events"]
+SIGNALS: tuple[Signal, ...] = ("logs", "metrics", "traces")  # OTLP's, whose schemas are files; events' are registered
 CURRENT: dict[Signal, str] = {"logs": "log_record/1", "metrics": "metric_point/1", "traces": "span/1"}
 DIRECTORY = ROOT / "schemas"
 LOCK = "lock.json"
@@ -44,6 +44,11 @@ def load(name: str) -> Schema:
         raise Misconfigured(f"schemas/{path.name} is missing: restore it, the records on the wire need it.") from None
     if locked().get(name) != fingerprint(avro):
         raise Misconfigured(f"schemas/{path.name} differs from schemas/lock.json: a published version never changes.")
+    return made(name, avro)
+
+
+def made(name: str, avro: dict[str, Any]) -> Schema:
+    """`avro`, which holds no docs, as it goes on the wire."""
     head = io.BytesIO()
     fastavro.writer(head, fastavro.parse_schema(avro), [], codec="null", sync_marker=SYNC, metadata={})
     return Schema(name, avro, head.getvalue())
