@@ -41,6 +41,11 @@ class Message(NamedTuple):
         return str(reason).removeprefix(f"{self.place}: ")
 
 
+class BrokenTable(Rejected):
+    """One table of those that share a topic is not as it should be: stopping the process would stop its neighbours, so
+    what comes for it is dead-lettered over any limit."""
+
+
 class Writer(Protocol):
     """One store. `write` runs in a thread and returns when all records of the batch are committed.
 
@@ -95,7 +100,10 @@ Clock = Callable[[], float]
 
 
 class Delivery:
-    """`deliver` for one writer. Several may share one limit."""
+    """`deliver` for one writer. Several may share one limit.
+
+    Messages of different schemas are delivered apart: what is wrong with one has no part in the other's fate.
+    """
 
     def __init__(
         self,
@@ -119,7 +127,10 @@ class Delivery:
         dead-letter topic is away and TooManyDeadLetters over the limit: then nothing of the batch may be acknowledged,
         and the process should stop. What was dead-lettered of it before is dead-lettered again by the next process.
         """
-        parts = [batch]
+        by_schema: dict[bytes, list[Message]] = {}
+        for message in batch:
+            by_schema.setdefault(message.headers.get("schema", b""), []).append(message)
+        parts: list[Sequence[Message]] = list(reversed(by_schema.values()))
         while parts:
             part = parts.pop()
             try:
@@ -156,7 +167,7 @@ class Delivery:
         return records
 
     async def _bury(self, message: Message, reason: Rejected) -> None:
-        if not self._limit.take(self._clock()):
+        if not isinstance(reason, BrokenTable) and not self._limit.take(self._clock()):
             raise TooManyDeadLetters(
                 f"{self._writer.name} meets more poison than it may dead-letter: over {self._limit.burst} messages at "
                 f"once and {self._limit.per_min:g} a minute; last from {message.place}: "

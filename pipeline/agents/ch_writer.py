@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Sequence
 
 from pipeline import clickhouse
-from pipeline.agents.batch import join, known
+from pipeline.agents.batch import Joined, Known, join, known
+from pipeline.agents.registered import RegisteredWriter, Version
+from pipeline.clickhouse.registered import RegisteredInserts
 from pipeline.delivery import Message
 from pipeline.record.schema import Signal
 from pipeline.settings import ClickHouseSettings
+from pipeline.tables.client import Tables
 
 DAYS_AN_INSERT = 10
 DAY_NS = 86_400 * 10**9
@@ -24,10 +27,27 @@ class ClickHouseWriter:
 
     def write(self, batch: Sequence[Message]) -> int:
         """Insert the whole batch, by days and schemas, each once: the token makes a repeated insert change nothing."""
-        joined = [one for part in by_days(batch) for one in join(part, self._known)]
+        joined = _joined(batch, self._known)
         for one in joined:
             self._inserts.insert(one.value, records=one.records, token=token(one.messages))
         return sum(one.records for one in joined)
+
+
+def registered(settings: ClickHouseSettings, tables: Tables) -> RegisteredWriter:
+    """Writer of the registered tables that ClickHouse keeps, as ClickHouseWriter is of a signal."""
+    inserts = RegisteredInserts(settings)
+
+    def keep(version: Version, batch: Sequence[Message]) -> int:
+        joined = _joined(batch, version.accepted)
+        for one in joined:
+            inserts.insert(version.table, one.value, records=one.records, token=token(one.messages))
+        return sum(one.records for one in joined)
+
+    return RegisteredWriter("ch_writer", "clickhouse", tables, keep)
+
+
+def _joined(batch: Sequence[Message], accepted: Known) -> list[Joined]:
+    return [one for part in by_days(batch) for one in join(part, accepted)]
 
 
 def by_days(batch: Sequence[Message]) -> list[list[Message]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.agents import registered
 from pipeline.errors import Misconfigured
 from pipeline.kafka.groups import Committed, Groups
 from pipeline.kafka.reader import Range, Reader
@@ -12,8 +13,8 @@ from pipeline.record import schema
 from pipeline.settings import Settings
 
 TOPICS: dict[str, tuple[str, ...]] = {
-    "pg_writer": (schema.topic("metrics"), schema.topic("logs")),
-    "ch_writer": tuple(map(schema.topic, schema.SIGNALS)),
+    "pg_writer": (schema.topic("metrics"), schema.topic("logs"), registered.TOPIC),
+    "ch_writer": (*map(schema.topic, schema.SIGNALS), registered.TOPIC),
 }
 
 

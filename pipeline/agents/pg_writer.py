@@ -1,17 +1,20 @@
 """Kafka → PostgreSQL: metric points, and the errors and events among logs; one transaction a batch and schema."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import fastavro
 import structlog
 
-from pipeline.agents.batch import join, known
+from pipeline.agents.batch import Joined, Known, join, known
+from pipeline.agents.registered import RegisteredWriter, Version
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.settings import PostgresSettings
+from pipeline.tables.client import Tables
 from pipeline.timescale.events import EventStore
+from pipeline.timescale.registered import RegisteredStore
 from pipeline.timescale.rows import Stuck
 from pipeline.timescale.writer import MetricStore
 
@@ -28,32 +31,55 @@ class PostgresWriter:
         self.name = "pg_writer"
         self._store = STORES[signal](settings)
         self._known = known(signal)
-        self._suspects: set[Place] = set()
+        self._suspects = _Suspects()
 
     def write(self, batch: Sequence[Message]) -> int:
         """Commit the whole batch; return how many records it holds."""
-        joined = join(batch, self._known)
-        self._check_suspects(batch)
+        return self._suspects.stored(batch, self._known, lambda part: self._store.store(part.value))
+
+
+def registered(settings: PostgresSettings, tables: Tables) -> RegisteredWriter:
+    """Writer of the registered tables that PostgreSQL keeps, as PostgresWriter is of a signal."""
+    store = RegisteredStore(settings)
+    suspects = _Suspects()
+
+    def keep(version: Version, batch: Sequence[Message]) -> int:
+        table, number, accepted = version
+        return suspects.stored(batch, accepted, lambda part: store.store(table, number, part.value))
+
+    return RegisteredWriter("pg_writer", "postgres", tables, keep)
+
+
+class _Suspects:
+    """Messages of batches on whose damage the fast decoder was stuck."""
+
+    def __init__(self) -> None:
+        self._places: set[Place] = set()
+
+    def stored(self, batch: Sequence[Message], accepted: Known, store: Callable[[Joined], None]) -> int:
+        """Store the whole batch; return how many records it holds."""
+        joined = join(batch, accepted)
+        self._check(batch)
         try:
             for part in joined:
-                self._store.store(part.value)
+                store(part)
         except Stuck:
             log.error("a decoder is stuck on damaged records; it keeps a core busy until this process is restarted")
-            self._suspects.update(map(_place, batch))
-            self._check_suspects(batch)
+            self._places.update(map(_place, batch))
+            self._check(batch)
             raise
         return sum(part.records for part in joined)
 
-    def _check_suspects(self, batch: Sequence[Message]) -> None:
+    def _check(self, batch: Sequence[Message]) -> None:
         """Decode with the slow decoder that always ends what was in a batch with damage, once."""
         for message in batch:
-            if _place(message) in self._suspects:
+            if _place(message) in self._places:
                 try:
                     for _ in fastavro.reader(io.BytesIO(message.value)):
                         pass
                 except Exception as error:  # whatever damage makes of fastavro
                     raise Rejected(f"The records do not decode: {error!r}") from None
-        self._suspects.difference_update(map(_place, batch))
+        self._places.difference_update(map(_place, batch))
 
 
 def _place(message: Message) -> Place:

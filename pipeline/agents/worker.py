@@ -24,8 +24,7 @@ from aiohttp import web
 from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from mode.utils.queues import ThrowableQueue
 
-from pipeline.agents import gaps
-from pipeline.agents.ch_writer import ClickHouseWriter
+from pipeline.agents import ch_writer, gaps, registered
 from pipeline.agents.waiting import Waiting
 from pipeline.delivery import Delivery, Limit, Message, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
@@ -36,6 +35,7 @@ from pipeline.kafka.producer import ANY_PARTITION, Publisher
 from pipeline.kafka.reader import Reader
 from pipeline.record import schema
 from pipeline.settings import KafkaSettings, Settings, WriterSettings
+from pipeline.tables.client import Tables
 from pipeline.telemetry import health, metrics
 
 log = structlog.get_logger()
@@ -57,7 +57,9 @@ def run_writer(process: str, settings: Settings, number: int) -> NoReturn:
     """Consume until SIGTERM or SIGINT; what was not committed by the store is redelivered to the next process."""
     _give_memory_back()
     own: WriterSettings = getattr(settings, process)
-    writers = _writers(process, settings)
+    tables = Tables(settings.registry)
+    tables.start()
+    writers = _writers(process, settings, tables)
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         wait=tenacity.wait_random_exponential(max=5),
@@ -93,13 +95,21 @@ def _give_memory_back() -> None:
             mallopt(option, size)
 
 
-def _writers(process: str, settings: Settings) -> dict[str, Writer]:
+def _writers(process: str, settings: Settings, tables: Tables) -> dict[str, Writer]:
     """Who writes which topic."""
     if process == "pg_writer":
-        from pipeline.agents.pg_writer import STORES, PostgresWriter  # noqa: PLC0415 - polars takes 90 MB that ch_writer can do without
+        from pipeline.agents import pg_writer  # noqa: PLC0415 - polars takes 90 MB that ch_writer can do without
 
-        return {schema.topic(signal): PostgresWriter(settings.postgres, signal) for signal in STORES}
-    return {schema.topic(signal): ClickHouseWriter(settings.clickhouse, signal) for signal in schema.SIGNALS}
+        return {
+            **{
+                schema.topic(signal): pg_writer.PostgresWriter(settings.postgres, signal) for signal in pg_writer.STORES
+            },
+            registered.TOPIC: pg_writer.registered(settings.postgres, tables),
+        }
+    return {
+        **{schema.topic(signal): ch_writer.ClickHouseWriter(settings.clickhouse, signal) for signal in schema.SIGNALS},
+        registered.TOPIC: ch_writer.registered(settings.clickhouse, tables),
+    }
 
 
 def _demand_topics(settings: Settings, topics: list[str]) -> None:

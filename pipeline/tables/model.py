@@ -181,9 +181,13 @@ class Table(Declaration):
         count = next(change.fields for change in self.history if change.version == version)
         return self.columns[:count]
 
-    @functools.cached_property
+    @property
     def wire(self) -> dict[str, Any]:
-        """The Avro schema of a record of it: envelope, `time` (ns since 1970 as sent, 0 where unset), fields, ordinal.
+        """The Avro schema of a record of its latest version."""
+        return self.wire_of(self.version)
+
+    def wire_of(self, version: int) -> dict[str, Any]:
+        """The Avro schema of a record: envelope, `time` (ns since 1970 as sent, 0 where unset), fields, ordinal.
 
         `keys` is an attribute of the record where there are any, so that an event_id can be checked from a message
         alone.
@@ -192,7 +196,7 @@ class Table(Declaration):
             *UNHASHED,
             {"name": "tenant", "type": "string"},
             {"name": "time", "type": "long"},
-            *(column.avro for column in self.columns),
+            *(column.avro for column in self.fields_of(version)),
             {"name": "ordinal", "type": "int"},
         ]
         keys = {"keys": list(self.keys)} if self.keys else {}

@@ -99,6 +99,10 @@ STORE_AWAY = Gauge(
 DEAD_LETTERED = Counter(
     "pipeline_writer_dead_lettered_messages", "Messages put into a dead-letter topic.", ["writer", "topic"]
 )
+PASSED_OVER = Counter(
+    "pipeline_writer_passed_over_messages", "Messages of registered tables that this writer's store does not keep.",
+    ["writer", "table"],
+)  # fmt: skip
 FRESHNESS_SECONDS = Histogram(
     "pipeline_writer_freshness_seconds", "From Kafka's timestamp to the store's commit, oldest message of a batch.",
     ["writer"], buckets=SECONDS,

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import psycopg
-from psycopg import sql
 
 from pipeline.record.series import labels
 from pipeline.settings import PostgresSettings
 from pipeline.telemetry import metrics
-from pipeline.timescale import rows
+from pipeline.timescale import rows, upsert
 from pipeline.timescale.session import Session
 
 KNOWN_SERIES = 1 << 19
@@ -21,34 +20,13 @@ INSERT_SERIES = """
         (series_id, tenant, metric_name, service, host, description, unit, type, temporality, monotonic, labels)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (series_id) DO NOTHING
 """
-# The later receipt wins, the id where two are equal: so any order of arrival, and any repetition, ends in the same row.
-# RETURNING does not tell of rows that are left alone nor, of a partitioned table, which were there: those replaced and
-# those whose place another event keeps are counted where it shows.
-UPSERT = """
-    WITH written AS (
-        INSERT INTO {table} AS held ({columns})
-        SELECT DISTINCT ON (series_id, time) {columns} FROM {incoming}
-        ORDER BY series_id, time, received_time DESC, event_id DESC
-        ON CONFLICT (series_id, time) DO UPDATE SET ({values}) = ROW ({excluded})
-        WHERE CASE
-            WHEN (EXCLUDED.received_time, EXCLUDED.event_id) > (held.received_time, held.event_id)
-                THEN set_config({replaced}, ({replaced_count} + 1)::text, true) IS NOT NULL
-            WHEN EXCLUDED.event_id <> held.event_id THEN set_config({kept}, ({kept_count} + 1)::text, true) IS NULL
-            ELSE false
-        END
-        RETURNING 1
-    ),
-    counted AS MATERIALIZED (SELECT count(*) AS rows FROM written)
-    SELECT rows - {replaced_count}, {replaced_count}, {kept_count} FROM counted
-"""
-COUNT = "coalesce(nullif(current_setting({}, true), ''), '0')::integer"
 POINTS_CHANGED = "SELECT metrics_points_changed(%s)"
 HOUR_US = 3600 * 10**6
 
 
 class Table(NamedTuple):
-    """Rows for one table: its name, columns after the shared ones, how many rows, how many of them a later event of the
-    same series and time beats, their hours since 2000 where it has rollups, and the rows as binary COPY."""
+    """Rows for one table: its name and columns, how many rows, how many of them a later event of the same series and
+    time beats, their hours since 2000 where it has rollups, and the rows as binary COPY."""
 
     name: str
     columns: tuple[str, ...]
@@ -56,6 +34,7 @@ class Table(NamedTuple):
     beaten: int
     hours: list[int]
     rows: list[bytes]
+    key: tuple[str, ...] = ("series_id", "time")
 
 
 class Written(NamedTuple):
@@ -121,12 +100,14 @@ def _tables(points: pl.DataFrame, joined: bytes) -> list[Table]:
     if numbers.height:
         hours = (numbers["time"] // HOUR_US).unique().to_list()
         encoded = list(rows.number_rows(numbers))
-        tables.append(Table(*rows.POINTS_TABLE, numbers.height, _beaten(numbers), hours, encoded))
+        points_table, value = rows.POINTS_TABLE
+        every = (*rows.SHARED_COLUMNS, *value)
+        tables.append(Table(points_table, every, numbers.height, _beaten(numbers), hours, encoded))
     for name, (table, columns) in rows.HISTOGRAM_TABLES.items():
         part = points.filter(kind == name)
         if part.height:
             encoded = list(rows.histogram_rows(part, joined, name))
-            tables.append(Table(table, columns, part.height, _beaten(part), [], encoded))
+            tables.append(Table(table, (*rows.SHARED_COLUMNS, *columns), part.height, _beaten(part), [], encoded))
     return tables
 
 
@@ -155,43 +136,10 @@ def _storable(value: Any) -> Any:
 
 
 def _copy_in(cursor: psycopg.Cursor, table: Table) -> Written:
-    _copy(cursor, sql.Identifier(table.name), table)
+    upsert.copy(cursor, table.name, table)
     return Written(table.height)
 
 
-def _copy(cursor: psycopg.Cursor, target: sql.Identifier, table: Table) -> None:
-    columns = sql.SQL(", ").join(map(sql.Identifier, (*rows.SHARED_COLUMNS, *table.columns)))
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, columns)
-    with cursor.copy(statement) as copy:
-        copy.write(rows.SIGNATURE)
-        for block in table.rows:
-            copy.write(block)
-        copy.write(rows.END)
-
-
 def _upsert(cursor: psycopg.Cursor, table: Table) -> Written:
-    incoming = sql.Identifier(f"incoming_{table.name}")
-    cursor.execute(
-        sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(incoming, sql.Identifier(table.name))
-    )
-    _copy(cursor, incoming, table)
-    columns = [sql.Identifier(column) for column in (*rows.SHARED_COLUMNS, *table.columns)]
-    values = columns[2:]
-    comma = sql.SQL(", ")
-    replaced, kept = (sql.Literal(f"pipeline.{what}_{table.name}") for what in ("replaced", "kept"))
-    count = sql.SQL(COUNT)
-    cursor.execute(
-        sql.SQL(UPSERT).format(
-            table=sql.Identifier(table.name),
-            incoming=incoming,
-            columns=comma.join(columns),
-            values=comma.join(values),
-            excluded=comma.join(sql.SQL("EXCLUDED.{}").format(column) for column in values),
-            replaced=replaced,
-            kept=kept,
-            replaced_count=count.format(replaced),
-            kept_count=count.format(kept),
-        )
-    )
-    inserted, updated, held_later = cursor.fetchone() or (0, 0, 0)
+    inserted, updated, held_later = upsert.upsert(cursor, table)
     return Written(inserted, updated, held_later + table.beaten)

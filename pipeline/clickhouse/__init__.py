@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import clickhouse_connect
-from clickhouse_connect.driver import exceptions
+from clickhouse_connect.driver import binding, exceptions
 from clickhouse_connect.driver.client import Client
 
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
@@ -106,6 +106,11 @@ def translated() -> Iterator[None]:
         raise kind(f"ClickHouse: {_sentence(error)}") from error
 
 
+def quoted(name: str) -> str:
+    """A name as an identifier, whatever it holds."""
+    return binding.quote_identifier(name)
+
+
 def fault(error: exceptions.Error) -> type[PipelineError] | None:
     """Unavailable, Rejected, or None: nobody's but ours."""
     code, text = getattr(error, "code", None), str(error)
@@ -120,7 +125,7 @@ def fault(error: exceptions.Error) -> type[PipelineError] | None:
 
 
 class Inserts:
-    """Container files into one `*_in` table; safe to call from several threads."""
+    """Container files into one table; safe to call from several threads."""
 
     def __init__(self, settings: ClickHouseSettings, table: str) -> None:
         self._settings = settings
@@ -128,19 +133,20 @@ class Inserts:
         self._opened: tuple[Client, int] | None = None
 
     def insert(self, joined: bytes, *, records: int, token: str) -> None:
-        """Insert one container file of `records` records through the table's views.
+        """Insert one container file of `records` records, and through the table's views where it has any.
 
         The same token within the last 1,000 inserts changes nothing. Raise Unavailable where the server is away or
         cannot take more now; Rejected where it cannot read the file or reads fewer records than promised;
         Misconfigured where it would refuse any file: a table or a right is missing.
         """
         if self._opened is None:
-            self._opened = self._open()
+            client = connect(self._settings)
+            self._opened = client, self._views(client)
         client, views = self._opened
         try:
             with translated():
                 summary = client.raw_insert(
-                    self._table,
+                    quoted(self._table),
                     insert_block=joined,
                     fmt="Avro",
                     settings={**INSERT_SETTINGS, "insert_deduplication_token": token},
@@ -158,19 +164,15 @@ class Inserts:
             if read < records * (1 + views):
                 raise Rejected(f"ClickHouse read {read / (1 + views):g} records where {records} were promised.")
 
-    def _open(self) -> tuple[Client, int]:
-        """A client, and how many views read the table."""
-        client = connect(self._settings)
-        return client, self._views(client)
-
     def _views(self, client: Client) -> int:
+        """How many views read the table."""
         with translated():
             found = client.query(
-                "SELECT length(dependencies_table) FROM system.tables"
+                "SELECT length(dependencies_table), engine FROM system.tables"
                 " WHERE database = currentDatabase() AND name = {table:String}",
                 parameters={"table": self._table},
             ).result_rows
-        if not found or not found[0][0]:
+        if not found or found[0] == (0, "Null"):
             raise Misconfigured(f"ClickHouse has no table {self._table} with views: run `pipeline migrate up`.")
         views: int = found[0][0]
         return views
