@@ -30,6 +30,7 @@ class Message(NamedTuple):
     headers: dict[str, bytes]
     value: bytes
     pairs: Pairs = ()
+    timestamp_ms: int = 0
 
     @property
     def place(self) -> str:
@@ -46,11 +47,20 @@ class BrokenTable(Rejected):
     what comes for it is dead-lettered over any limit."""
 
 
+class Partly(Rejected):
+    """All of a message is written but some of its records, which never can be: `left` holds no others."""
+
+    def __init__(self, reason: str, left: Message) -> None:
+        super().__init__(reason)
+        self.left = left
+
+
 class Writer(Protocol):
     """One store. `write` runs in a thread and returns when all records of the batch are committed.
 
     It raises Unavailable when the store is away (nothing or all may have been written) and Rejected when some message
-    can never be stored; both leave nothing half-visible, and the same batch may come again at any time.
+    can never be stored; both leave nothing half-visible, and the same batch may come again at any time. Of a batch of
+    one message it may raise Partly.
     """
 
     name: str
@@ -137,7 +147,7 @@ class Delivery:
                 records = await self._write(part)
             except Rejected as reason:
                 if len(part) == 1:
-                    await self._bury(part[0], reason)
+                    await self._bury(reason.left if isinstance(reason, Partly) else part[0], reason)
                 else:
                     middle = len(part) // 2
                     parts += [part[middle:], part[:middle]]

@@ -8,7 +8,7 @@ Units are in the names.
 import json
 import os
 import pathlib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -176,6 +176,31 @@ class WriterSettings(Part):
     dead_letters_per_min: Annotated[float, Field(gt=0)] = 60.0  # that many of the burst come back each minute
 
 
+class AgentSettings(WriterSettings):
+    """What `[agents.<name>]` may say to the platform, beside the agent's own settings."""
+
+    health_port: Port = 9310  # of the first worker of the first agent under one supervisor
+    batch_records: Positive = 20_000
+    batch_bytes: Positive = 4 * MIB
+    record_within_s: Seconds = 30.0  # for one record; then it is dead-lettered
+    memory_bytes: Positive = 512 * MIB  # of the process of the agent's function; over it, a new one is started
+
+
+class RoutesSettings(Part):
+    """The topics that writers store, for each signal; `pipeline agents check` holds them against the agents.
+
+    Never a topic and another one that agents make of it: a store would get two forms of each event.
+    """
+
+    logs: tuple[str, ...] = ("logs_raw",)
+    metrics: tuple[str, ...] = ("metrics_raw",)
+    traces: tuple[str, ...] = ("traces_raw",)
+
+    def of(self, signal: str) -> tuple[str, ...]:
+        found: tuple[str, ...] = getattr(self, signal)
+        return found
+
+
 class LocalSettings(Part):
     """The stack on this machine; it listens where the other settings point."""
 
@@ -206,6 +231,8 @@ class Settings(BaseSettings):
     spool: SpoolSettings = SpoolSettings()
     pg_writer: WriterSettings = WriterSettings(health_port=9110, batch_bytes=16 * MIB)  # 40,000 points
     ch_writer: WriterSettings = WriterSettings(health_port=9210, batch_bytes=24 * MIB)  # 50,000 log records
+    routes: RoutesSettings = RoutesSettings()
+    agents: dict[str, dict[str, Any]] = {}  # by the agent's name: its own settings, and those of AgentSettings
     local: LocalSettings = LocalSettings()
 
     @classmethod

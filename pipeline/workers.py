@@ -1,4 +1,4 @@
-"""Several processes of one command, kept alive."""
+"""Processes of our commands, kept alive."""
 
 import os
 import signal
@@ -7,7 +7,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -17,11 +18,20 @@ RESTART_AFTER_S = 1.0
 STOP_WITHIN_S = 25.0
 
 
-def supervise(process: str, workers: int) -> int:
-    """Run `workers` processes of `pipeline <process>` until SIGTERM or SIGINT; start again those that die.
+class Group(NamedTuple):
+    """Processes of one command: `python -m pipeline <command>`, so many of them."""
 
-    Each finds its number in WORKER_NUMBER and ends when this process does, however that ends. Return 0 after an
-    orderly stop; a worker that ends with 2 (misconfigured) stops all, since starting it again would not help.
+    name: str
+    command: Sequence[str]
+    workers: int
+
+
+def supervise(groups: Sequence[Group]) -> int:
+    """Run the processes of all groups until SIGTERM or SIGINT; start again those that die.
+
+    Each finds its number, counted over all groups, in WORKER_NUMBER and ends when this process does, however that ends.
+    A worker that ends with 2 (misconfigured) ends its group, since starting it again would not help. Return 2 when no
+    group is left, 0 after an orderly stop.
     """
     stopping = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -32,24 +42,27 @@ def supervise(process: str, workers: int) -> int:
 
         from pipeline.telemetry import metrics  # noqa: PLC0415 - its counters look for the variable when they are made
 
-        children = {n: _start(process, n) for n in range(workers)}
+        group_of = dict(enumerate(group for group in groups for _ in range(group.workers)))
+        children = {n: _start(group, n) for n, group in group_of.items()}
         signal.signal(signal.SIGHUP, lambda *_: _tell_all(children.values(), signal.SIGHUP))
-        code = 0
-        while not stopping.wait(0.2):
-            for n, child in children.items():
-                if child.poll() is None:
+        while children and not stopping.wait(0.2):
+            for n, child in list(children.items()):
+                if n not in children or child.poll() is None:
                     continue
+                group = group_of[n]
                 if child.returncode == 2:
-                    stopping.set()
-                    code = 2
-                    break
-                log.error("worker died", worker=n, pid=child.pid, code=child.returncode)
+                    log.error("misconfigured, not started again", process=group.name)
+                    _stop(
+                        [children.pop(other) for other, its in group_of.items() if its is group and other in children]
+                    )
+                    continue
+                log.error("worker died", process=group.name, worker=n, pid=child.pid, code=child.returncode)
                 stopping.wait(RESTART_AFTER_S)
                 multiprocess.mark_process_dead(child.pid)  # type: ignore[no-untyped-call]  # or its gauges count for ever
-                children[n] = _start(process, n)
-                metrics.WORKER_RESTARTS.labels(process).inc()
+                children[n] = _start(group, n)
+                metrics.WORKER_RESTARTS.labels(group.name).inc()
         _stop(list(children.values()))
-    return code
+    return 0 if children else 2
 
 
 def number() -> int | None:
@@ -61,11 +74,11 @@ def number() -> int | None:
     return int(value)
 
 
-def _start(process: str, n: int) -> "subprocess.Popen[bytes]":
+def _start(group: Group, n: int) -> "subprocess.Popen[bytes]":
     ours = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: it must not end a worker that is starting
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline", process],
+            [sys.executable, "-m", "pipeline", *group.command],
             stdin=subprocess.PIPE,
             env={**os.environ, NUMBER_VARIABLE: str(n)},
         )

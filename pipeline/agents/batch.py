@@ -1,5 +1,6 @@
 """Many messages as one container file, one for each version of their schema."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ class Joined(NamedTuple):
     records: int
 
 
+@functools.cache
 def known(signal: schema.Signal) -> Known:
     """What a writer of `signal` can take: every locked version, for gateways of another release write another one."""
     record, _ = _parts(schema.CURRENT[signal])
@@ -34,7 +36,7 @@ def join(batch: Sequence[Message], accepted: Known) -> list[Joined]:
     groups: dict[str, list[tuple[Message, int]]] = {}
     for message in batch:
         try:
-            one, records = _checked(message, accepted)
+            one, records = checked(message, accepted)
         except Rejected as reason:
             raise Rejected(f"{message.place}: {reason}") from None
         groups.setdefault(one.name, []).append((message, records))
@@ -48,7 +50,8 @@ def join(batch: Sequence[Message], accepted: Known) -> list[Joined]:
     ]
 
 
-def _checked(message: Message, accepted: Known) -> tuple[schema.Schema, int]:
+def checked(message: Message, accepted: Known) -> tuple[schema.Schema, int]:
+    """The message's schema and how many records it holds; raises Rejected as `join` does, without the place."""
     said = message.headers.get("schema", b"").decode(errors="replace")
     if said not in accepted:
         newest = list(accepted)[-1]

@@ -12,8 +12,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import faust
 import faust.auth
@@ -25,6 +25,10 @@ from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, Offset
 from mode.utils.queues import ThrowableQueue
 
 from pipeline.agents import ch_writer, gaps, registered
+from pipeline.agents.agent_writer import AgentWriter
+from pipeline.agents.api import Agent, Topics
+from pipeline.agents.load import settings_of
+from pipeline.agents.transform import DROPS_TOPIC
 from pipeline.agents.waiting import Waiting
 from pipeline.delivery import Delivery, Limit, Message, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
@@ -55,27 +59,59 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 def run_writer(process: str, settings: Settings, number: int) -> NoReturn:
     """Consume until SIGTERM or SIGINT; what was not committed by the store is redelivered to the next process."""
-    _give_memory_back()
     own: WriterSettings = getattr(settings, process)
     tables = Tables(settings.registry)
     tables.start()
-    writers = _writers(process, settings, tables)
+    consuming = _Process(process, own.health_port + number, IN_FLIGHT)
+    _end(_consume(consuming, _writers(process, settings, tables), own, settings))
+
+
+def run_agent(agent: Agent, settings: Settings, topics: Topics, number: int) -> NoReturn:
+    """The same for an agent; `topics` are those that it writes, by signal."""
+    own, _ = settings_of(agent, settings)
+    writer = AgentWriter(agent, own, settings, topics)
+    process = _Process(agent.name, own.health_port + number, 1)
+    code = _consume(process, {agent.reads: writer}, own, settings, writes=(*topics.values(), DROPS_TOPIC))
+    writer.close()
+    _end(code)
+
+
+class _Process(NamedTuple):
+    """What consumes: the name of its group, where it serves its health, and how many batches it delivers at a time."""
+
+    name: str
+    health_port: int
+    in_flight: int
+
+
+def _consume(
+    process: _Process,
+    writers: dict[str, Writer],
+    own: WriterSettings,
+    settings: Settings,
+    *,
+    writes: Sequence[str] = (),
+) -> int:
+    _give_memory_back()
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         wait=tenacity.wait_random_exponential(max=5),
         before_sleep=lambda state: log.warning("waiting for Kafka", attempt=state.attempt_number),
     ):
         with attempt:
-            _demand_topics(settings, list(writers))
+            _demand_topics(settings, [*writers, *writes])
             limit = _limit(own, settings, list(writers))
     mode.loop.use("uvloop")  # saves a quarter of the CPU
-    with tempfile.TemporaryDirectory(prefix=f"pipeline-{process}-") as unused:
-        app = _application(settings, (process, len(writers)), unused)
-        _Agents(app, own, settings).subscribe(writers, own.health_port + number, limit)
+    with tempfile.TemporaryDirectory(prefix=f"pipeline-{process.name}-") as unused:
+        app = _application(settings, (process.name, len(writers)), unused)
+        _Agents(app, own, settings, process.in_flight).subscribe(writers, process.health_port, limit)
         worker = faust.Worker(
             app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True, stdout=sys.stderr
         )
-        code = _run(worker)
+        return _run(worker)
+
+
+def _end(code: int) -> NoReturn:
     sys.stderr.flush()
     os._exit(code)  # Python would wait for threads, and those for a store that is silent
 
@@ -102,12 +138,18 @@ def _writers(process: str, settings: Settings, tables: Tables) -> dict[str, Writ
 
         return {
             **{
-                schema.topic(signal): pg_writer.PostgresWriter(settings.postgres, signal) for signal in pg_writer.STORES
+                topic: pg_writer.PostgresWriter(settings.postgres, signal)
+                for signal in pg_writer.STORES
+                for topic in settings.routes.of(signal)
             },
             registered.TOPIC: pg_writer.registered(settings.postgres, tables),
         }
     return {
-        **{schema.topic(signal): ch_writer.ClickHouseWriter(settings.clickhouse, signal) for signal in schema.SIGNALS},
+        **{
+            topic: ch_writer.ClickHouseWriter(settings.clickhouse, signal)
+            for signal in schema.SIGNALS
+            for topic in settings.routes.of(signal)
+        },
         registered.TOPIC: ch_writer.registered(settings.clickhouse, tables),
     }
 
@@ -206,14 +248,14 @@ def _credentials(kafka: KafkaSettings) -> faust.auth.Credentials | None:
 class _Agents:
     """The agents of one process, their dead letters and their health."""
 
-    def __init__(self, app: faust.App, own: WriterSettings, settings: Settings) -> None:
+    def __init__(self, app: faust.App, own: WriterSettings, settings: Settings, in_flight: int) -> None:
         self._app = app
         self._own = own
         self._settings = settings
         self._publisher: Publisher | None = None
         self._assignments = 0
         self._gap: asyncio.Task[None] | None = None
-        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._slots = asyncio.Semaphore(in_flight)
 
     def subscribe(self, writers: dict[str, Writer], health_port: int, limit: Limit) -> None:
         app = self._app
@@ -408,4 +450,5 @@ def _message(event: Any) -> Message:
     found = message.headers or ()
     pairs = tuple(found.items() if isinstance(found, dict) else found)
     headers = {key: value or b"" for key, value in pairs}
-    return Message(message.topic, message.partition, message.offset, headers, message.value or b"", pairs)
+    timestamp_ms = round(message.timestamp * 1000)
+    return Message(message.topic, message.partition, message.offset, headers, message.value or b"", pairs, timestamp_ms)

@@ -60,7 +60,7 @@ def _run_workers(process: str, workers: int | None) -> None:
     number = processes.number()
     log.configure(process)
     if number is None and getattr(loaded, process).workers > 1:
-        sys.exit(processes.supervise(process, getattr(loaded, process).workers))
+        sys.exit(processes.supervise([processes.Group(process, [process], getattr(loaded, process).workers)]))
     if process == "gateway":
         from pipeline.gateway.main import run
 

@@ -20,6 +20,7 @@ from pipeline.gateway.intake import Intake
 from pipeline.gateway.tenants import Tenant, Tenants
 from pipeline.otlp.json import to_protobuf
 from pipeline.record.schema import Signal
+from pipeline.record.times import receipt_ns
 from pipeline.settings import GatewaySettings
 from pipeline.telemetry import metrics
 
@@ -125,7 +126,7 @@ class Exports:
         Each begins when what others became fits into memory, so no more than one is beyond that.
         """
         coding, held = how
-        origin = otlp.Origin(tenant.name, self._region, time.time_ns())
+        origin = otlp.Origin(tenant.name, self._region, receipt_ns(time.time_ns()))
         partitions, rules = self._intake.partitions(call.signal), self._intake.rules(self._rules)
         most, values = self._settings.max_decoded_bytes, self._settings.max_json_values
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -17,7 +18,83 @@ Headers = Sequence[tuple[str, bytes | None]]
 ANY_PARTITION = -1
 PROBE_S = 2.0
 QUEUE_KBYTES = 64 * 1024
+OUTBOX_WITHIN_S = 30.0
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # dead letters hold poison of any size; what a topic takes is its own setting
+
+
+def _configuration(settings: KafkaSettings, within_s: float) -> dict[str, Any]:
+    return {
+        **configuration(settings),
+        "acks": "all",
+        "enable.idempotence": True,
+        "compression.type": "zstd",
+        "compression.level": 1,
+        "linger.ms": 1,  # intake gathers already: more only adds to every answer
+        "message.timeout.ms": int(within_s * 1000),
+        "message.max.bytes": MAX_MESSAGE_BYTES,
+        "reconnect.backoff.max.ms": 1000,
+        "log_level": 2,
+    }
+
+
+class Outgoing(NamedTuple):
+    """A message to publish; where the topic has fewer partitions than `partition`, into the one modulo their count."""
+
+    topic: str
+    partition: int
+    timestamp_ms: int
+    headers: Headers
+    value: bytes
+
+
+class Outbox:
+    """One idempotent producer for one thread, which waits."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: Producer | None = None
+        self._partitions: dict[str, int] = {}
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Return when all in-sync replicas have every message, those of a partition in this order.
+
+        Raises Unavailable where that is not known: all may be there, or any part of them.
+        """
+        failures: list[KafkaError] = []
+
+        def on_delivery(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                failures.append(error)
+
+        try:
+            producer = self._producer = self._producer or Producer(_configuration(self._settings, OUTBOX_WITHIN_S))
+            for topic, partition, timestamp_ms, headers, value in messages:
+                where = partition % self._count(producer, topic)
+                while True:
+                    try:
+                        producer.produce(
+                            topic, value=value, partition=where, headers=[*headers], timestamp=timestamp_ms,
+                            on_delivery=on_delivery,
+                        )  # fmt: skip
+                        break
+                    except BufferError:
+                        producer.poll(0.1)
+            left = producer.flush(OUTBOX_WITHIN_S + 5)
+        except KafkaException as error:
+            self._producer = None
+            raise Unavailable(f"Kafka refused a message: {error.args[0].str()}.") from error
+        if left or failures:
+            self._producer = None  # what it still holds may only come before what is published again
+            why = failures[0].str() if failures else f"{left} messages are under way"
+            raise Unavailable(f"Kafka at {self._settings.bootstrap_servers} did not acknowledge: {why}.")
+
+    def _count(self, producer: Producer, topic: str) -> int:
+        if topic not in self._partitions:
+            found = producer.list_topics(topic, timeout=PROBE_S * 5).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+            self._partitions[topic] = len(found.partitions)
+        return self._partitions[topic]
 
 
 class Publisher:
@@ -38,18 +115,9 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._producer = Producer(
             {
-                **configuration(settings),
-                "acks": "all",
-                "enable.idempotence": True,
-                "compression.type": "zstd",
-                "compression.level": 1,
-                "linger.ms": 1,  # intake gathers already: more only adds to every answer
-                "message.timeout.ms": int(within_s * 1000),
-                "message.max.bytes": MAX_MESSAGE_BYTES,
+                **_configuration(settings, within_s),
                 "queue.buffering.max.kbytes": QUEUE_KBYTES,
-                "reconnect.backoff.max.ms": 1000,
                 "error_cb": self._on_error,
-                "log_level": 2,
             }
         )
         self._threads = [

@@ -6,6 +6,13 @@ from pipeline.errors import Misconfigured
 
 SANE_FROM_NS = 946_684_800 * 10**9  # 2000-01-01
 SANE_AHEAD_NS = 86_400 * 10**9  # of the receipt
+RECEIPT_NS = 10**6  # receipts are whole milliseconds: what is below tells the forms of an event apart
+FORM_NS = 1000  # by which an agent's form is received later than what it was made of, for each of its version
+
+
+def receipt_ns(received_time: int) -> int:
+    """When the gateway received it, of any form."""
+    return received_time - received_time % RECEIPT_NS
 
 
 def parse_ns(text: str) -> int:

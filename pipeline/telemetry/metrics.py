@@ -108,6 +108,19 @@ FRESHNESS_SECONDS = Histogram(
     ["writer"], buckets=SECONDS,
 )  # fmt: skip
 
+AGENT_READ = Counter("pipeline_agent_read_records", "Records that an agent was given.", ["agent"])
+AGENT_EMITTED = Counter("pipeline_agent_emitted_records", "Records that it published.", ["agent", "topic"])
+AGENT_DROPPED = Counter("pipeline_agent_dropped_records", "Records that it dropped.", ["agent", "reason"])
+AGENT_FAILED = Counter("pipeline_agent_failed_records", "Records that it could do nothing with.", ["agent"])
+AGENT_KILLED = Counter(
+    "pipeline_agent_killed_processes", "Times that its function took too long or too much, or ended its process.",
+    ["agent"],
+)  # fmt: skip
+AGENT_RECYCLED = Counter(
+    "pipeline_agent_recycled_processes", "Times that its process was started anew because it had grown over its limit.",
+    ["agent"],
+)  # fmt: skip
+
 
 def exposition() -> tuple[bytes, str]:
     """Everything this process (or, under a supervisor, all its workers) counted: body and content type."""

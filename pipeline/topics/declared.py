@@ -23,7 +23,9 @@ class Topic(BaseModel):
     model_config = Model
 
     name: Annotated[str, Field(pattern=NAME, description="As in Kafka; the file's name is the same.")]
-    signal: Annotated[Literal["logs", "metrics", "traces", "events"], Field(description="What its records are.")]
+    signal: Annotated[
+        Literal["logs", "metrics", "traces", "events", "drops"], Field(description="What its records are.")
+    ]
     description: Annotated[str, Field(min_length=1, description="What it is for, in a sentence.")]
     owner: Annotated[str, Field(min_length=1, description="The team to ask.")]
     consumers: Annotated[

@@ -12,10 +12,10 @@ from tests.audit.world import World
 def remove_topics(servers: str) -> None:
     """The broker is shared with other tests: what they left must not be counted, nor what is left here be found."""
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-    names = [name for name in admin.list_topics(timeout=10).topics if "_raw" in name]
+    names = [name for name in admin.list_topics(timeout=10).topics if not name.startswith("__")]
     for future in admin.delete_topics(names).values() if names else ():
         future.result()
-    while any("_raw" in name for name in admin.list_topics(timeout=10).topics):
+    while any(not name.startswith("__") for name in admin.list_topics(timeout=10).topics):
         time.sleep(0.05)
 
 

@@ -1,0 +1,140 @@
+"""What an agent's author writes with: the decorator, and what a function may answer."""
+
+import inspect
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from pipeline.errors import Misconfigured
+from pipeline.record.records import Record
+from pipeline.record.schema import Signal
+
+LARGEST_VERSION = 99
+RESERVED = frozenset({"gateway", "pg_writer", "ch_writer"})
+SettingsT = TypeVar("SettingsT")
+StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Instead of a record: it goes nowhere, counted under `reason`."""
+
+    reason: str
+
+
+Answer = Record | Drop | Sequence[Record] | None
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Context(Generic[SettingsT, StateT]):
+    """What a function with a second parameter gets: the agent's settings, and what its `start` returned."""
+
+    settings: SettingsT
+    state: StateT
+
+
+@dataclass(slots=True)
+class Agent:
+    """One agent as its file declares it; calling it calls the function. `line` is where the function begins."""
+
+    name: str
+    reads: str
+    writes: tuple[str, ...]
+    version: int
+    batch: bool
+    aggregates: bool
+    settings: type[BaseModel] | None
+    function: Function
+    file: str
+    line: int
+    _start: Callable[[Any], Any] = field(default=lambda settings: None)
+    _stop: Callable[[Any], None] = field(default=lambda state: None)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def start(self, function: Callable[[Any], StateT]) -> Callable[[Any], StateT]:
+        """Decorator: called once in each process, with the settings; what it returns is `context.state`."""
+        self._start = function
+        return function
+
+    def stop(self, function: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Decorator: called with the state before the process ends in order."""
+        self._stop = function
+        return function
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def opened(self, settings: Any) -> tuple[Callable[[Any], Any], Callable[[], None]]:
+        """The function with its context in place, and what ends it."""
+        state = self._start(settings)
+        function = self.function
+        if len(inspect.signature(function).parameters) > 1:
+            context: Context[Any, Any] = Context(settings, state)
+            return lambda given: function(given, context), lambda: self._stop(state)
+        return function, lambda: self._stop(state)
+
+
+def agent(  # noqa: PLR0913 - what an agent is
+    *,
+    reads: str,
+    writes: str | Sequence[str],
+    version: int,
+    batch: bool = False,
+    aggregates: bool = False,
+    settings: type[BaseModel] | None = None,
+) -> Callable[[Function], Agent]:
+    """Make a function an agent that reads one topic and writes others, one topic at most for each signal.
+
+    The function takes a record and answers a record, None or `drop("reason")`, or a sequence of records of any signal
+    that it writes. With `batch` it takes a list of records and answers a list with one such answer for each, in order.
+    Its answer depends on the record alone; with `aggregates` on all records of one message. A second parameter gets the
+    `Context`. Raise `version` with every change of what the function answers: stores keep the newest form of an event.
+    """
+
+    def made(function: Function) -> Agent:
+        where = inspect.unwrap(function).__code__
+        topics = (writes,) if isinstance(writes, str) else tuple(writes)
+        here = f"{pathlib.Path(where.co_filename)}:{where.co_firstlineno}"
+        problems = [
+            f"{here}: {problem}"
+            for problem, is_one in (
+                (f"{function.__name__} is a name of the platform's; choose another.", function.__name__ in RESERVED),
+                (f"version of {function.__name__} is {version!r}; it is 1 to {LARGEST_VERSION}.",
+                    not isinstance(version, int) or not 1 <= version <= LARGEST_VERSION),
+                (f"{function.__name__} writes no topic.", not topics),
+                (f"{function.__name__} aggregates, so it must take a batch.", aggregates and not batch),
+                (f"{function.__name__} is async; it has a process of its own and may just wait.",
+                    inspect.iscoroutinefunction(function)),
+            )
+            if is_one
+        ]  # fmt: skip
+        if problems:
+            raise Misconfigured(problems)
+        return Agent(
+            function.__name__, reads, topics, version, batch, aggregates, settings, function,
+            where.co_filename, where.co_firstlineno,
+        )  # fmt: skip
+
+    return made
+
+
+def drop(reason: str) -> Drop:
+    """Answer this instead of a record: it goes nowhere, counted under `reason`, a few words that repeat."""
+    return Drop(reason)
+
+
+def answers(given: Any) -> Iterable[Any]:
+    """One answer as the things that it holds."""
+    if isinstance(given, list | tuple):
+        return given
+    return (given,)
+
+
+Topics = dict[Signal, str]  # where an agent writes the records of each signal

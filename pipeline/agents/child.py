@@ -1,0 +1,93 @@
+"""The process in which an agent's function runs, and what it says to the one that asks.
+
+It is started by `isolated.Isolated` with the descriptor of a connection and of a page that both see, and ends with it.
+"""
+
+import mmap
+import os
+import pathlib
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from pipeline.agents.api import Topics
+from pipeline.agents.load import of_file, settings_of
+from pipeline.agents.transform import Made, Progress, Running, transform, why
+from pipeline.delivery import Message
+from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
+from pipeline.settings import Settings
+
+NUMBER = struct.Struct("<q")
+NO_RECORD = -1
+
+
+class Task(NamedTuple):
+    """A message, the records that the function is not to see, and whether it is to see one at a time."""
+
+    message: Message
+    known_bad: dict[int, str]
+    alone: bool
+
+
+class Failure(NamedTuple):
+    """Instead of an answer: one of ours, and its text."""
+
+    kind: type[PipelineError]
+    reason: str
+
+
+def main(connection: Connection, page: mmap.mmap) -> None:
+    """Answer tasks until the other end is closed."""
+    file, name, settings, topics = connection.recv()
+    try:
+        running, stop = _opened(file, name, settings, topics)
+    except PipelineError as error:
+        connection.send(Failure(type(error), str(error)))
+        return
+    connection.send(None)
+    function = running.function
+    alone = running._replace(function=lambda records: [function([record])[0] for record in records])
+
+    def progress(number: int) -> None:
+        NUMBER.pack_into(page, 0, number)
+
+    try:
+        while True:
+            task: Task = connection.recv()
+            connection.send(_answer(alone if task.alone else running, task, progress))
+            progress(NO_RECORD)
+    except EOFError:
+        stop()
+
+
+def _opened(file: str, name: str, settings: Settings, topics: Topics) -> tuple[Running, Callable[[], None]]:
+    agent = next((each for each in of_file(pathlib.Path(file)) if each.name == name), None)
+    if agent is None:
+        raise Misconfigured(f"{file} has no agent {name} any more.")
+    _, own = settings_of(agent, settings)
+    try:
+        function, stop = agent.opened(own)
+    except Misconfigured:
+        raise
+    except Exception as error:
+        raise Unavailable(f"{name} could not start: {why(agent, error)}") from error
+    return Running(agent, function, topics), stop
+
+
+def _answer(running: Running, task: Task, progress: Progress) -> Made | Failure:
+    try:
+        return transform(running, task.message, known_bad=task.known_bad, progress=progress)
+    except (Rejected, Unavailable) as error:
+        return Failure(type(error), str(error))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent says when it ends
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with mmap.mmap(int(sys.argv[2]), mmap.PAGESIZE) as seen:
+        main(Connection(int(sys.argv[1])), seen)
+    sys.stdout.flush()
+    os._exit(0)  # whatever threads the agent left
