@@ -5,6 +5,7 @@ Order, strongest first: environment (`PIPELINE_KAFKA__BOOTSTRAP_SERVERS=…`), t
 Units are in the names.
 """
 
+import ipaddress
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ PREFIX = "PIPELINE_"
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 FILE_VARIABLE = "PIPELINE_SETTINGS"
+LOOPBACK = "127.0.0.1"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]  # a dot would break MirrorMaker's topic names
@@ -247,6 +249,14 @@ class Settings(BaseSettings):
         file = os.environ.get(FILE_VARIABLE)
         toml = (TomlConfigSettingsSource(settings_cls, pathlib.Path(file)),) if file else ()
         return (init_settings, env_settings, *toml)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches who listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

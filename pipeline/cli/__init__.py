@@ -8,7 +8,7 @@ import sys
 import typer
 
 from pipeline import errors
-from pipeline.cli import agents, audit, dlq, local, maintain, migrate, processes, schemas, topics
+from pipeline.cli import agents, audit, dlq, local, maintain, migrate, processes, registry, schemas, topics
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(processes.app)
@@ -19,6 +19,7 @@ app.add_typer(dlq.app, name="dlq")
 app.add_typer(processes.tenants_app, name="tenants")
 app.add_typer(topics.app, name="topics")
 app.add_typer(schemas.app, name="schemas")
+app.add_typer(registry.app, name="registry")
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(maintain.app, name="maintain")
 

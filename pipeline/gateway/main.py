@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import pathlib
@@ -26,14 +25,13 @@ from pipeline.gateway.tls import Certificates
 from pipeline.kafka import connection
 from pipeline.kafka.producer import Publisher
 from pipeline.record import schema
-from pipeline.settings import GatewaySettings, Settings
+from pipeline.settings import LOOPBACK, GatewaySettings, Settings, is_loopback
 from pipeline.spool.spool import Spool
 from pipeline.telemetry import health, metrics
 
 log = structlog.get_logger()
 STOP_WITHIN_S = 15.0  # in-flight requests and what is queued to Kafka
 LOOK_S = 1.0  # for changed files
-LOOPBACK = "127.0.0.1"
 
 
 def run(settings: Settings) -> None:
@@ -182,20 +180,13 @@ async def _listen(
 
 def _host(gateway: GatewaySettings) -> str:
     """Where to listen: loopback only, unless clients say who they are."""
-    if gateway.tenants_file or gateway.tls_client_ca_file or _is_loopback(gateway.host):
+    if gateway.tenants_file or gateway.tls_client_ca_file or is_loopback(gateway.host):
         return gateway.host
     log.warning(
         f"Without gateway.tenants_file or gateway.tls_client_ca_file anybody could send: "
         f"listening on {LOOPBACK} only, not on {gateway.host}."
     )
     return LOOPBACK
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _stopped_or_failed(stop: asyncio.Event, publisher: Publisher, draining: "asyncio.Task[None]") -> None:

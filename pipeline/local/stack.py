@@ -20,7 +20,7 @@ from pipeline.local.processes import Process, Runner, check_ports
 from pipeline.settings import Settings
 
 SERVERS = ("kafka", "postgres", "clickhouse")
-OURS = ("gateway", "pg_writer", "ch_writer")
+OURS = ("registry", "gateway", "pg_writer", "ch_writer")
 NAMES = SERVERS + OURS
 
 
@@ -86,6 +86,7 @@ class Stack:
             "kafka": own.kafka.bootstrap_servers,
             "postgres": own.postgres.dsn.get_secret_value(),
             "clickhouse": own.clickhouse.url,
+            "registry": own.registry.address,
             "processes": [row for name in NAMES for row in self._rows(name)],
         }
 
@@ -212,6 +213,8 @@ class Stack:
                 return [servers.postgres_port(own.postgres)]
             case "clickhouse":
                 return [servers.clickhouse_port(own.clickhouse)]
+            case "registry":
+                return [own.registry.port]
             case "gateway":
                 return [own.gateway.http_port, own.gateway.grpc_port]
             case _:

@@ -11,9 +11,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from http.client import HTTPException
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -29,6 +30,47 @@ MAX_BYTES = 64 * 1024 * 1024
 
 class UnknownTable(Rejected):
     """The registry answers, and has no such table or version."""
+
+
+def no_such_table(name: str, known: Iterable[str]) -> UnknownTable:
+    """The sentence about it, with names near it."""
+    near = get_close_matches(name[:100], known, n=3)
+    hint = f"near it are {', '.join(near)}" if near else "`pipeline registry list` shows those there are"
+    return UnknownTable(f"There is no table {name[:100]!r}: {hint}.")
+
+
+class Reply(NamedTuple):
+    """What the registry answered, if not 5xx."""
+
+    status: int
+    etag: str
+    body: bytes
+
+
+def request(settings: RegistrySettings, method: str, path: str, *, document: object = None, etag: str = "") -> Reply:
+    """Ask the registry; raise Unavailable where it does not answer, or says that it cannot."""
+    headers = {"If-None-Match": etag} if etag else {}
+    key = settings.api_key.get_secret_value()
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    body = None if document is None else json.dumps(document).encode()
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    asked = urllib.request.Request(settings.address + path, body, headers, method=method)  # noqa: S310 - a setting
+    try:
+        with urllib.request.urlopen(asked, timeout=ASK_WITHIN_S) as response:  # noqa: S310
+            return Reply(response.status, response.headers.get("ETag", ""), response.read(MAX_BYTES))
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code >= 500:
+                raise _away(settings, f"it answers {error.code}") from None
+            return Reply(error.code, "", error.read(MAX_BYTES))
+    except (OSError, HTTPException, ValueError) as error:
+        raise _away(settings, str(getattr(error, "reason", error)) or type(error).__name__) from None
+
+
+def _away(settings: RegistrySettings, reason: str) -> Unavailable:
+    return Unavailable(f"The registry at {settings.address} cannot be asked: {reason}.")
 
 
 class Tables:
@@ -109,9 +151,7 @@ class Tables:
             return UnknownTable(
                 f"The table {name} has no version {version}, the latest is {self._known[name].version}."
             )
-        near = get_close_matches(name[:100], self._known, n=3)
-        hint = f"near it are {', '.join(near)}" if near else "`pipeline registry list` shows them"
-        return UnknownTable(f"There is no table {name[:100]!r}: {hint}, `pipeline registry register` makes one.")
+        return no_such_table(name, self._known)
 
     def _follow(self) -> None:
         while True:
@@ -121,27 +161,17 @@ class Tables:
                 return
 
     def _ask(self) -> None:
-        headers = {"If-None-Match": self._etag} if self._etag else {}
-        key = self._settings.api_key.get_secret_value()
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self._settings.address}/tables", headers=headers)  # noqa: S310 - a setting
+        reply = request(self._settings, "GET", "/tables", etag=self._etag)
+        if reply.status == 304:
+            return
         try:
-            with urllib.request.urlopen(request, timeout=ASK_WITHIN_S) as response:  # noqa: S310
-                body, etag = response.read(MAX_BYTES), response.headers.get("ETag", "")
-            self._learn(json.loads(body))
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 304:
-                return
-            raise self._away(f"it answers {error.code}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._away(str(getattr(error, "reason", error)) or type(error).__name__) from None
-        self._etag = etag
-        self._remember(body)
-
-    def _away(self, reason: str) -> Unavailable:
-        return Unavailable(f"The registry at {self._settings.address} cannot be asked: {reason}.")
+            if reply.status != 200:
+                raise ValueError(f"it answers {reply.status}")
+            self._learn(json.loads(reply.body))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _away(self._settings, str(error)) from None
+        self._etag = reply.etag
+        self._remember(reply.body)
 
     def _learn(self, document: Any) -> None:
         """Take a `GET /tables`. A table that does not read is told and left as it was: its neighbours count."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import Rejected
 from pipeline.tables import names
@@ -46,7 +46,22 @@ UNHASHED = [
     {"name": "received_time", "type": "long"},
 ]
 
-Text = Annotated[str, Field(min_length=1, max_length=200)]
+
+def is_storable(text: str) -> bool:
+    """Whether it is UTF-8 that both stores take: PostgreSQL knows no U+0000."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _storable(text: str) -> str:
+    if not is_storable(text):
+        raise ValueError("a text without U+0000 and lone surrogates")
+    return text
+
+
+Value = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
+Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+Labels = Annotated[dict[Text, Value], Field(max_length=64)]
+Days = Annotated[int, Field(ge=1, le=36500)]
 Names = Annotated[tuple[str, ...], Field(max_length=8, strict=False)]
 
 
@@ -114,9 +129,9 @@ class _Model(BaseModel):
 class _Said(_Model):
     """What may change from version to version, beside the schema."""
 
-    retention_days: Annotated[int, Field(ge=1, le=36500)]
+    retention_days: Days
     owner: Text
-    labels: Annotated[dict[Text, Annotated[str, Field(max_length=200)]], Field(max_length=64)] = {}
+    labels: Labels = {}
 
 
 class Declaration(_Said):
@@ -130,7 +145,7 @@ class Declaration(_Said):
 
     name: str
     avro: Annotated[dict[str, Any], Field(alias="schema")]
-    stores: Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=2, strict=False)]
+    stores: Annotated[tuple[StoreName, ...], Field(strict=False)]
     keys: Names = ()
     order: Names = ()
     time: str | None = None
@@ -159,9 +174,9 @@ class Evolution(_Model):
 
     expected_version: Annotated[int, Field(ge=1)]
     avro: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    retention_days: Annotated[int, Field(ge=1, le=36500)] | None = None
+    retention_days: Days | None = None
     owner: Text | None = None
-    labels: Annotated[dict[Text, Annotated[str, Field(max_length=200)]], Field(max_length=64)] | None = None
+    labels: Labels | None = None
 
 
 class Table(Declaration):
@@ -265,6 +280,11 @@ def retired(table: Table, expected_version: int, *, who: str, at: str) -> Table:
     return table.model_copy(update={"state": "retired", "history": (*table.history, change)})
 
 
+def is_who(value: object) -> bool:
+    """Whether it may stand in a history for who did something."""
+    return isinstance(value, str) and 1 <= len(value) <= 200 and is_storable(value)
+
+
 def shown(value: object) -> str:
     """A value from outside as JSON, shortened: it may be anything, and of any size."""
     if isinstance(value, str):
@@ -305,7 +325,7 @@ def _validated(model: type[M], document: object, problems: list[Problem]) -> M |
 def _expected(code: str, message: str) -> str:
     if code == "extra_forbidden":
         return "no such key"
-    return "a value" if code == "missing" else message.removeprefix("Input should be ")
+    return "a value" if code == "missing" else message.removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 def _checked(model: type[D], document: object) -> D:
@@ -317,33 +337,39 @@ def _checked(model: type[D], document: object) -> D:
         problems.append(Problem("name", names.table_problem(name), shown(name)))
     if isinstance(avro, dict):
         columns = list(_columns(avro, problems))
-        if found and found.name != avro.get("name"):
+        if isinstance(name, str) and name != avro.get("name"):
             problems.append(Problem("schema.name", f"the table's own name, {shown(name)}", shown(avro.get("name"))))
-        if found:
-            problems += _misused(found, {column.name: column for column in columns})
+        problems += _misused(given, {column.name: column for column in columns})
     if problems or found is None:
         raise Invalid(problems)
     return found
 
 
-def _misused(found: Declaration, columns: dict[str, Column]) -> Iterator[Problem]:
-    if len(set(found.stores)) < len(found.stores):
-        yield Problem("stores", "each store once", shown(", ".join(found.stores)))
-    for path, wanted in (("keys", found.keys), ("order", found.order)):
-        if len(set(wanted)) < len(wanted):
+def _misused(given: Mapping[str, Any], columns: dict[str, Column]) -> Iterator[Problem]:
+    """What does not fit together; what is no text or no list has been told already."""
+    stores, keys, time = _texts(given.get("stores")), _texts(given.get("keys")), given.get("time")
+    if stores is not None and len(set(stores)) != max(1, len(stores)):
+        yield Problem("stores", "one store or both, each once", shown(", ".join(stores)))
+    for path, wanted in (("keys", keys), ("order", _texts(given.get("order")))):
+        if wanted and len(set(wanted)) < len(wanted):
             yield Problem(path, "each field once", shown(", ".join(wanted)))
-        for n, name in enumerate(wanted):
+        for n, name in enumerate(wanted or ()):
             column = columns.get(name)
             if column is None:
                 yield Problem(f"{path}[{n}]", "a field of the schema", shown(name))
             elif column.nullable or column.kind not in ORDERABLE:
                 yield Problem(f"{path}[{n}]", f"a field of type {', '.join(sorted(ORDERABLE))}, not nullable", name)
-    if found.time is not None:
-        column = columns.get(found.time)
+    if isinstance(time, str):
+        column = columns.get(time)
         if column is None or column.kind not in PER_SECOND:
-            yield Problem("time", f"a field of type {', '.join(PER_SECOND)}", shown(found.time))
-        elif found.keys and column.nullable:
-            yield Problem("time", "a field that is not nullable: rows are known by keys and time", shown(found.time))
+            yield Problem("time", f"a field of type {', '.join(PER_SECOND)}", shown(time))
+        elif keys and column.nullable:
+            yield Problem("time", "a field that is not nullable: rows are known by keys and time", shown(time))
+
+
+def _texts(value: Any) -> list[str] | None:
+    is_list = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    return list(value) if is_list else None
 
 
 # Avro schemas → columns.
@@ -354,6 +380,8 @@ def _columns(avro: Mapping[str, Any], problems: list[Problem]) -> Iterator[Colum
     if avro.get("type") != "record":
         problems.append(Problem("schema.type", '"record"', shown(avro.get("type"))))
     _only(avro, {"type", "name", "doc", "fields"}, "schema", problems)
+    if not _is_doc(avro.get("doc", "")):
+        problems.append(Problem("schema.doc", "a text of at most 1000 characters", shown(avro["doc"])))
     fields = avro.get("fields")
     if not isinstance(fields, list) or not fields or len(fields) > MAX_FIELDS:
         problems.append(Problem("schema.fields", f"an array of 1 to {MAX_FIELDS} fields", shown(fields)))
@@ -378,7 +406,7 @@ def _column(field: Any, path: str, problems: list[Problem]) -> Column | None:
     wanted = names.column_problem(name) if isinstance(name, str) else "a text"
     if wanted:
         problems.append(Problem(f"{path}.name", wanted, shown(name)))
-    if not isinstance(doc, str) or len(doc) > 1000:
+    if not _is_doc(doc):
         problems.append(Problem(f"{path}.doc", "a text of at most 1000 characters", shown(doc)))
     of = _type(field.get("type"), f"{path}.type", problems)
     if of is None or wanted:
@@ -436,6 +464,10 @@ def _only(node: Mapping[str, Any], known: set[str], path: str, problems: list[Pr
     ]
 
 
+def _is_doc(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 1000 and is_storable(value)
+
+
 def _default_expected(column: Column) -> str:
     """What the default should be and is not; nothing where it is well."""
     value = column.default
@@ -445,7 +477,7 @@ def _default_expected(column: Column) -> str:
         case "boolean":
             fits, wanted = isinstance(value, bool), "true or false"
         case "string":
-            fits = isinstance(value, str) and len(value) <= 1000 and is_storable(value)
+            fits = _is_doc(value)
             wanted = "a text of at most 1000 characters"
         case "float" | "double":
             fits = isinstance(value, int | float) and not isinstance(value, bool) and fits_double(value, column.kind)
@@ -469,11 +501,6 @@ def fits_double(value: float, kind: str) -> bool:
         return math.isfinite(value) and abs(float(value)) <= (3.4028234663852886e38 if kind == "float" else math.inf)
     except OverflowError:
         return False
-
-
-def is_storable(text: str) -> bool:
-    """Whether it is UTF-8 that both stores take: PostgreSQL knows no U+0000."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _not_evolved(old: Sequence[Column], new: Sequence[Column]) -> Iterator[Problem]:

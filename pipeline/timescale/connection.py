@@ -12,6 +12,7 @@ from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.settings import PostgresSettings
 
 Error = psycopg.Error  # what passes `translated` when the fault is ours
+UndefinedTable = psycopg.errors.UndefinedTable
 CONNECT_TIMEOUT_S = 5
 # Classes: connection, insufficient resources, system error (a full or failing disk). Codes: serialization failure,
 # deadlock, read-only (a fail-over), shutdowns and crashes, lock or statement timeout.

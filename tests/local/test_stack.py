@@ -183,6 +183,7 @@ def test_status_as_json_has_every_address_and_process(own: Settings) -> None:
         "kafka": own.kafka.bootstrap_servers,
         "postgres": own.postgres.dsn.get_secret_value(),
         "clickhouse": own.clickhouse.url,
+        "registry": own.registry.address,
     }
     assert [row["name"] for row in processes] == list(NAMES)
     for row in processes:
