@@ -223,6 +223,8 @@ class Settings(BaseSettings):
 
     environment: Environment = "local"  # what topics must hold: topics/environments.yaml
     region: Alias = "local"
+    mirrored_regions: tuple[Alias, ...] = ()  # whose topics MirrorMaker brings into our Kafka and our writers store
+    topology: pathlib.Path = ROOT / "topics" / "topology.yaml"  # all regions and what is mirrored where
     tenant: Alias = "default"
     kafka: KafkaSettings = KafkaSettings()
     postgres: PostgresSettings = PostgresSettings()

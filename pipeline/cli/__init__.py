@@ -8,7 +8,7 @@ import sys
 import typer
 
 from pipeline import errors
-from pipeline.cli import agents, audit, dlq, local, maintain, migrate, processes, registry, schemas, topics
+from pipeline.cli import agents, audit, dlq, local, maintain, migrate, processes, regions, registry, schemas, topics
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(processes.app)
@@ -22,6 +22,7 @@ app.add_typer(schemas.app, name="schemas")
 app.add_typer(registry.app, name="registry")
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(maintain.app, name="maintain")
+app.add_typer(regions.app, name="regions")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pipeline.settings import ROOT, Environment, Positive
 
 DIRECTORY = ROOT / "topics"
 ENVIRONMENTS = "environments.yaml"
+TOPOLOGY = "topology.yaml"  # of pipeline.regions
 NAME = r"^[a-z][a-z0-9_]{0,199}$"
 Replicas = Annotated[int, Field(ge=1, le=32767)]
 Model = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -49,6 +50,11 @@ class Topic(BaseModel):
     cleanup_policy: Literal["delete", "compact", "compact,delete"] = "delete"
     compression_type: Literal["producer", "zstd", "lz4", "snappy", "gzip", "uncompressed"] = "producer"
     max_message_bytes: Annotated[int, Field(ge=1024, le=100 * 1024 * 1024, description="Of a batch, compressed.")]
+
+    @property
+    def file(self) -> str:
+        """Its file; a mirrored topic, `<region>.<name>`, has that of its origin."""
+        return f"{DIRECTORY.name}/{self.name.rpartition('.')[2]}.yaml"
 
     @property
     def config(self) -> dict[str, str]:
@@ -92,7 +98,7 @@ def load(directory: pathlib.Path = DIRECTORY, *, environment: Environment = "loc
     problems: list[str] = []
     rules = _rules(directory, environment, problems)
     for path in sorted(directory.glob("*.yaml")):
-        if path.name == ENVIRONMENTS:
+        if path.name in (ENVIRONMENTS, TOPOLOGY):
             continue
         where = f"{directory.name}/{path.name}"
         document = _document(path, where, problems)
@@ -116,6 +122,15 @@ def load(directory: pathlib.Path = DIRECTORY, *, environment: Environment = "loc
     if problems:
         raise Misconfigured(problems)
     return [topics[name] for name in sorted(topics)]
+
+
+def least_replicas(environment: Environment) -> int:
+    """How many copies of a topic `environment` demands; raises Misconfigured where its rules do not read."""
+    problems: list[str] = []
+    rules = _rules(DIRECTORY, environment, problems)
+    if rules is None:
+        raise Misconfigured(problems)
+    return rules.least_replication_factor
 
 
 def json_schema() -> str:

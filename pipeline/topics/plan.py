@@ -122,12 +122,12 @@ def _refused(topic: Topic, live: LiveTopic) -> list[str]:
     problems = []
     if live.partitions > topic.partitions:
         problems.append(
-            f"topics/{topic.name}.yaml: partitions: the cluster has {live.partitions} and Kafka cannot shrink a topic; "
+            f"{topic.file}: partitions: the cluster has {live.partitions} and Kafka cannot shrink a topic; "
             f"declare {live.partitions}."
         )
     if live.replication_factor != topic.replication_factor:
         problems.append(
-            f"topics/{topic.name}.yaml: replication_factor: the cluster has {live.replication_factor}; replicas are "
+            f"{topic.file}: replication_factor: the cluster has {live.replication_factor}; replicas are "
             "moved by Kafka's own kafka-reassign-partitions --execute --throttle 50000000, and --verify after it, "
             "which lifts the throttle: do that, or declare what is there."
         )

@@ -1,0 +1,71 @@
+"""`pipeline regions`."""
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from pipeline import settings
+from pipeline.cli.common import AsJson, Yes, agreed, show_json
+from pipeline.settings import ROOT
+
+app = typer.Typer(no_args_is_help=True, help="Regions as code: topics/topology.yaml, and MirrorMaker 2 between them.")
+
+
+@app.command()
+def check() -> None:
+    """Read the topology and say every reason why it would not do what it seems to say."""
+    from pipeline import regions
+
+    topology = regions.load(settings.load())
+    print(f"{len(topology.regions)} regions and {len(topology.links)} links are declared well.")
+
+
+@app.command()
+def render(
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="The folder to write into.")] = ROOT
+    / "deploy"
+    / "mirrormaker2",
+    dry: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where a file would change.")] = False,
+) -> None:
+    """Write MirrorMaker 2's configuration for each target, as properties and for Kubernetes; print what changed."""
+    from pipeline import regions
+
+    loaded = settings.load()
+    files = regions.render(regions.load(loaded), loaded)
+    if dry:
+        stale = [name for name, text in files.items() if not (out / name).is_file() or (out / name).read_text() != text]
+        for name in stale:
+            print(f"{out / name} is not what the topology says: run `pipeline regions render`.")
+        raise typer.Exit(1 if stale else 0)
+    for path in regions.write(files, out):
+        print(path)
+
+
+@app.command()
+def plan(as_json: AsJson = False) -> None:
+    """Print which mirrored topics `apply` would make or change, by region; exit 1 where that is something."""
+    from pipeline import regions
+
+    loaded = settings.load()
+    changes = regions.plan(regions.load(loaded), loaded)
+    if as_json:
+        show_json({target: [step.as_json() for step in steps] for target, steps in changes.items()})
+    else:
+        for target, steps in changes.items():
+            for step in steps:
+                print(f"{target}: {step}")
+    if any(changes.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def apply(yes: Yes = False) -> None:
+    """Print the plan, ask, and make the mirrored topics; do this before mirroring starts."""
+    from pipeline import regions
+
+    loaded = settings.load()
+    topology = regions.load(loaded)
+    changes = regions.plan(topology, loaded)
+    if agreed([f"{target}: {step}" for target, steps in changes.items() for step in steps], yes):
+        regions.apply(changes, topology)
