@@ -3,9 +3,11 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 RECORDS ?= 200000
 SCALE   ?= 1
 BIN     := .venv/bin
+CRATE   := pipeline/native/Cargo.toml
+export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test lint bench bench-gateway bench-writers drills clean prerequisites
+.PHONY: help demo up down status test lint bench bench-gateway bench-writers wheels drills clean prerequisites
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
@@ -25,11 +27,16 @@ status: .venv/stamp  ## every address and process of the stack
 test: .venv/stamp  ## all tests, on the real parts
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: .venv/stamp  ## style, types, layers
+lint: .venv/stamp  ## style, types, layers, licences
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@if command -v cargo >/dev/null; then \
+	    cargo fmt --check --manifest-path $(CRATE) \
+	    && PYO3_PYTHON="$$PWD/$(BIN)/python" cargo clippy --quiet --locked --manifest-path $(CRATE) -- --deny warnings \
+	    && $(BIN)/python -m tests.native.licences; \
+	else echo "cargo is missing: nobody looked at pipeline/native." >&2; test -z "$$CI"; fi
 
 bench: .venv/stamp  ## records/s, CPU, p50/p99, RSS, against the numbers of the design
 	@$(BIN)/python -m tests.bench
@@ -39,6 +46,11 @@ bench-gateway: .venv/stamp  ## the gateway alone, closed and open loops; fails w
 
 bench-writers: .venv/stamp  ## catch-up of both writers from a filled topic (SCALE=1); fails where a floor is missed
 	@$(BIN)/python -m tests.bench writers --scale $(SCALE)
+
+wheels: .venv/stamp  ## a wheel for every Python from 3.11 on, in dist/
+	@rm -rf build/wheels
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheels .
+	@$(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
 
 drills: .venv/stamp  ## long drills, fuzz and soak, an hour or more; `python -m tests.drills --help` has short forms
 	@$(BIN)/python -m tests.drills
@@ -59,8 +71,9 @@ prerequisites:
 	    || say "Node.js is missing and serves TimescaleDB for tests: install Node.js 18 or later, with npm."; \
 	exit $$missing
 
-.venv/stamp: pyproject.toml | prerequisites
+.venv/stamp: pyproject.toml $(wildcard pipeline/native/Cargo.* pipeline/native/src/*.rs) | prerequisites
 	@echo "python: installing pinned packages into .venv" >&2
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/pipeline --version >&2
 	@touch $@

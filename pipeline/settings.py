@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from pipeline.errors import Misconfigured
+from pipeline.native import Implementation
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]  # schemas/, topics/, migrations/ and deploy/ live beside the package
 PREFIX = "PIPELINE_"
@@ -221,6 +222,7 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    implementation: Implementation = "auto"  # of the hot path: native where it was built, else python
     environment: Environment = "local"  # what topics must hold: topics/environments.yaml
     region: Alias = "local"
     mirrored_regions: tuple[Alias, ...] = ()  # whose topics MirrorMaker brings into our Kafka and our writers store

@@ -4,13 +4,34 @@ Exit codes: 0 fine; 1 a difference was found; 2 misconfigured (settings, files, 
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
-from pipeline import errors
+from pipeline import __version__, errors, native, settings
 from pipeline.cli import agents, audit, dlq, local, maintain, migrate, processes, regions, registry, schemas, topics
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(wanted: bool) -> None:
+    """Print the version, and what does the work."""
+    if wanted:
+        native.choose(settings.load().implementation)
+        print(f"pipeline {__version__}, hot path: {native.name()}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_version, help="Print it, and what does the work.")
+]
+
+
+@app.callback(help=__doc__)
+def _root(version: Version = False) -> None:
+    pass
+
+
 app.add_typer(processes.app)
 app.add_typer(audit.app)
 app.add_typer(local.app, name="local")

@@ -4,9 +4,10 @@ import os
 import sys
 from typing import Annotated
 
+import structlog
 import typer
 
-from pipeline import settings
+from pipeline import native, settings
 
 app = typer.Typer()
 tenants_app = typer.Typer(no_args_is_help=True, help="Who may send to the gateway.")
@@ -59,6 +60,8 @@ def _run_workers(process: str, workers: int | None) -> None:
     loaded = settings.load()
     number = processes.number()
     log.configure(process)
+    native.choose(loaded.implementation)
+    structlog.get_logger().info("hot path", implementation=native.name())
     if number is None and getattr(loaded, process).workers > 1:
         sys.exit(processes.supervise([processes.Group(process, [process], getattr(loaded, process).workers)]))
     if process == "gateway":

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
-from pipeline.errors import TooLarge
 from pipeline.otlp.messages import RECORDS, Part
 from pipeline.otlp.rules import Rules
 from pipeline.otlp.values import Attributes
@@ -96,10 +95,7 @@ class Request:
         found = level(part, self._body, span, self._left[part.named])
         self._left[part.named] -= len(found.children)
         if found.more and part.named != RECORDS:
-            raise TooLarge(
-                f"The request holds more than {self.rules.max_records} {part.named} (gateway.max_records): "
-                "send smaller requests."
-            )
+            raise self.rules.too_many(part.named)
         if found.more:
             self.encoded.refused["too_many_records"] += found.more
         return found

@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+from pipeline.errors import TooLarge
 from pipeline.record.framing import MAX_VALUE_BYTES
 
 CUT = "…[cut]"  # ends a key or text that was cut
+RANDOM_BITS = 56  # of a trace_id, or of rv in its tracestate
 TOO_DEEP = "…[too deep]"  # stands in for a value nested deeper than max_depth
 
 
@@ -29,6 +31,17 @@ class Rules(NamedTuple):
     shed_below_severity: int = 0  # OTLP SeverityNumber; 0 sheds nothing, no number sheds WARN and above
     keep_spans: float = 1.0  # of those that look unsampled
     resource_attributes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def span_threshold(self) -> int:
+        """`keep_spans` as the sampling threshold T of OpenTelemetry: a trace is kept where its randomness R >= T."""
+        return round((1 - self.keep_spans) * (1 << RANDOM_BITS))
+
+    def too_many(self, what: str) -> TooLarge:
+        """For a request that holds more than `max_records` of `what`."""
+        return TooLarge(
+            f"The request holds more than {self.max_records} {what} (gateway.max_records): send smaller requests."
+        )
 
 
 # Code (a metric's label) → the sentence a client reads, with how many before it.

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.otlp.encoding import Encoded, Request
 from pipeline.otlp.messages import SPAN, TRACES
+from pipeline.otlp.rules import RANDOM_BITS
 from pipeline.otlp.values import Attributes
 from pipeline.record.avro import NOTHING, STRING, array, blob, long
 from pipeline.record.framing import FIRST
@@ -13,7 +14,6 @@ NO_TRACE = bytes(16)
 NO_SPAN = bytes(8)
 SAMPLED = 1  # W3C trace flags
 ERROR = 2  # StatusCode
-RANDOM_BITS = 56  # of a trace_id, or of rv
 OPENTELEMETRY_STATE = re.compile(r"(?:^|,)\s*ot=([^,]*)")  # W3C tracestate: members by commas, ot's own by semicolons
 RANDOM_VALUE = re.compile(r"rv:([0-9a-f]{14})")
 
@@ -21,7 +21,7 @@ RANDOM_VALUE = re.compile(r"rv:([0-9a-f]{14})")
 def encode_traces(request: Request) -> Encoded:
     """Flatten an ExportTraceServiceRequest; spans without valid trace and span ids are refused."""
     string, attributes, add, refused = STRING, request.attributes, request.add, request.encoded.refused
-    threshold = round((1 - request.rules.keep_spans) * (1 << RANDOM_BITS))
+    threshold = request.rules.span_threshold
     for shared, scope_spans in request.scopes(TRACES):
         if shared is None:
             request.refuse(scope_spans, "record_too_large")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from pipeline import native
 from pipeline.telemetry import metrics
 
 Checks = Callable[[], dict[str, str]]
@@ -19,7 +20,12 @@ def routes(unready: Checks, degraded: Checks = dict) -> list[web.RouteDef]:
 
     async def readyz(_: web.Request) -> web.Response:
         reasons = unready()
-        body = {"status": "not ready" if reasons else "ready", "reasons": reasons, "degraded": degraded()}
+        body = {
+            "status": "not ready" if reasons else "ready",
+            "reasons": reasons,
+            "degraded": degraded(),
+            "implementation": native.name(),
+        }
         return web.json_response(body, status=503 if reasons else 200)
 
     async def expose(_: web.Request) -> web.Response:

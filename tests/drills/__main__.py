@@ -21,13 +21,14 @@ from rich.table import Table
 
 from pipeline.errors import PipelineError
 from pipeline.settings import ROOT
-from tests.drills import fuzz_gateway, kafka_away, killer, rewind, soak, spool_crashes, store_away
+from tests.drills import fuzz_encoders, fuzz_gateway, kafka_away, killer, rewind, soak, spool_crashes, store_away
 from tests.drills.context import Context, Failed
 
 Drill = Callable[[Context], str]
 DRILLS: dict[str, Drill] = {
     "kafka_away": kafka_away.drill,
     "spool_crashes": spool_crashes.drill,
+    "fuzz_encoders": fuzz_encoders.drill,
     "fuzz_gateway": fuzz_gateway.drill,
     "soak": soak.drill,
     "store_away": store_away.drill,

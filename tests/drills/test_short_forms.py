@@ -6,9 +6,10 @@ import pathlib
 import pytest
 
 from pipeline.errors import Misconfigured
-from tests.drills import fuzz_gateway, kafka_away, killer, soak, store_away
+from tests.drills import fuzz_encoders, fuzz_gateway, kafka_away, killer, soak, store_away
 from tests.drills.__main__ import Drill
 from tests.drills.context import Context
+from tests.native.both import built
 
 SEED = 1
 
@@ -27,6 +28,13 @@ def short(drill: Drill, home: pathlib.Path) -> str:
 def test_what_was_answered_while_kafka_was_away_is_stored_once(tmp_path: pathlib.Path) -> None:
     """Load on, Kafka stopped, the gateway killed twice meanwhile, Kafka back: nothing missing, nothing doubled."""
     assert "audit clean" in short(kafka_away.drill, tmp_path)
+
+
+def test_both_encoders_make_the_same_of_any_request(tmp_path: pathlib.Path) -> None:
+    """3,000 mutated requests under all kinds of rules: equal bytes, counts and sentences, and no memory left behind."""
+    if not built() and not os.environ.get("CI"):
+        pytest.skip("The extension was not built: install Rust (cargo), then the project again.")
+    assert "the same of both" in short(fuzz_encoders.drill, tmp_path)
 
 
 def test_no_request_breaks_the_gateway(tmp_path: pathlib.Path) -> None:

@@ -6,8 +6,9 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
-from pipeline import otlp
+from pipeline import native, otlp
 from pipeline.errors import Rejected
 from tests.otlp.decode import ORIGIN
 
@@ -81,6 +82,13 @@ HOSTILE: dict[str, Callable[[str], bytes]] = {
 
 def main(signal: str, name: str) -> None:
     body = HOSTILE[name](signal)
+    implementations: tuple[native.Implementation, ...] = ("python", "native") if native.chosen() else ("python",)
+    for implementation in implementations:
+        native.choose(implementation)
+        print(json.dumps({"implementation": implementation} | _costs(signal, body)))
+
+
+def _costs(signal: str, body: bytes) -> dict[str, Any]:
     otlp.encode(signal, b"", ORIGIN, partitions=1)  # type: ignore[arg-type]
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, cpu = _peak_bytes(), time.process_time()
@@ -92,7 +100,7 @@ def main(signal: str, name: str) -> None:
     except Rejected as error:
         outcome = type(error).__name__
     costs = {"body_mb": len(body) / 1e6, "groups_mb": groups_bytes / 1e6, "peak_mb": (_peak_bytes() - before) / 1e6}
-    print(json.dumps(costs | {"cpu_s": time.process_time() - cpu, "outcome": outcome}))
+    return costs | {"cpu_s": time.process_time() - cpu, "outcome": outcome}
 
 
 def _peak_bytes() -> int:

@@ -23,6 +23,8 @@ from tests.otlp.requests import (
     logs,
 )
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 def encode(signal: schema.Signal, request: object = None) -> otlp.Encoded:
     message = request or ONE_OF_EVERYTHING[signal]

@@ -1,0 +1,86 @@
+//! The hot path of the pipeline; the Python beside it is the reference, and says what each function promises.
+
+mod avro;
+mod logs;
+mod metrics;
+mod request;
+mod traces;
+mod values;
+mod wire;
+
+#[pyo3::pymodule]
+mod _native {
+    use std::io::Write;
+
+    use pyo3::create_exception;
+    use pyo3::exceptions::PyValueError;
+    use pyo3::prelude::*;
+    use pyo3::types::PyBytes;
+
+    use crate::avro;
+    use crate::request::{CODES, Encoded, Group, Origin, Refusal, Request, Rules, SHED};
+    use crate::{logs, metrics, traces};
+
+    create_exception!(pipeline.native, Malformed, PyValueError);
+    create_exception!(pipeline.native, TooMany, PyValueError);
+
+    const SYNC_BYTES: usize = 16; // of a container file's head, at its end
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("Malformed", module.py().get_type::<Malformed>())?;
+        module.add("TooMany", module.py().get_type::<TooMany>())
+    }
+
+    type Row<'py> = (u32, usize, i64, i64, Bound<'py, PyBytes>);
+    type Counts = Vec<(&'static str, u64)>;
+
+    /// `pipeline.otlp.encode`: groups, refused, shed, cut, untimed. Raises Malformed with the reason, and TooMany with
+    /// what there are too many of.
+    #[pyfunction]
+    fn encode<'py>(
+        py: Python<'py>,
+        signal: &str,
+        body: &[u8],
+        head: &[u8],
+        origin: Origin,
+        partitions: u32,
+        rules: Rules,
+    ) -> PyResult<(Vec<Row<'py>>, Counts, Counts, u64, u64)> {
+        let encode = match signal {
+            "logs" => logs::encode,
+            "metrics" => metrics::encode,
+            "traces" => traces::encode,
+            other => return Err(PyValueError::new_err(format!("there is no signal {other}"))),
+        };
+        let encoded = py.detach(|| encode(Request::new(body, head, &origin, partitions, &rules))).map_err(
+            |refusal| match refusal {
+                Refusal::Malformed(why) => Malformed::new_err(why),
+                Refusal::TooMany(counted) => TooMany::new_err(counted.name()),
+            },
+        )?;
+        let Encoded { groups, refused, shed, cut, untimed } = encoded;
+        let groups = groups.into_iter().map(|group| row(py, head, group)).collect::<PyResult<_>>()?;
+        Ok((groups, counts(&CODES, &refused), counts(&SHED, &shed), cut, untimed))
+    }
+
+    /// A group with its block framed as a container file.
+    fn row<'py>(py: Python<'py>, head: &[u8], group: Group) -> PyResult<Row<'py>> {
+        let mut frame = head.to_vec();
+        avro::size(&mut frame, group.records);
+        avro::size(&mut frame, group.block.len());
+        let sync = head.last_chunk::<SYNC_BYTES>().copied().unwrap_or_default();
+        let parts: [&[u8]; 3] = [&frame, &group.block, &sync];
+        let value = PyBytes::new_with(py, parts.iter().map(|part| part.len()).sum(), |mut out| {
+            for part in parts {
+                out.write_all(part)?;
+            }
+            Ok(())
+        })?;
+        Ok((group.partition, group.records, group.min_time, group.max_time, value))
+    }
+
+    fn counts(names: &[&'static str], counts: &[u64]) -> Counts {
+        names.iter().copied().zip(counts.iter().copied()).filter(|(_, count)| *count > 0).collect()
+    }
+}

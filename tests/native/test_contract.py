@@ -1,0 +1,144 @@
+"""The extension against the Python that it stands in for: the same bytes, the same refusals, the same sentences."""
+
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import native, otlp
+from pipeline.errors import Misconfigured
+from pipeline.record import schema
+from pipeline.settings import ROOT
+from tests.native import licences
+from tests.native.both import alike, built, rules
+from tests.otlp.requests import ONE_OF_EVERYTHING, REQUESTS, any_value, any_values, attributes, logs
+from tests.otlp.scramble import mutate, scramble
+
+GOLDEN = ROOT / "tests" / "otlp" / "golden"
+signals = pytest.mark.parametrize("signal", schema.SIGNALS)
+seeds = st.integers(0, (1 << 64) - 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needed() -> None:
+    """In CI the extension is there; elsewhere these tests need it."""
+    if not built():
+        if os.environ.get("CI"):
+            pytest.fail("The extension was not built: install Rust (cargo), then the project again.", pytrace=False)
+        pytest.skip("The extension was not built: install Rust (cargo), then the project again.")
+
+
+@pytest.fixture(autouse=True)
+def default() -> Iterator[None]:
+    yield
+    native.choose("auto")
+
+
+@signals
+def test_golden_requests_are_the_same_bytes(signal: schema.Signal) -> None:
+    """What was published once is encoded alike, and so is one of everything."""
+    for body in ((GOLDEN / f"{signal}.binpb").read_bytes(), ONE_OF_EVERYTHING[signal].SerializeToString(), b""):
+        assert isinstance(alike(signal, body), otlp.Encoded)
+
+
+@signals
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), seed=seeds)
+def test_any_request_under_any_rules_is_the_same(signal: schema.Signal, data: st.DataObject, seed: int) -> None:
+    """Generated requests, in other bytes and in mutated ones, under limits that bite: groups, counts and sentences."""
+    message, rng = data.draw(REQUESTS[signal] | st.just(ONE_OF_EVERYTHING[signal])), random.Random(seed)
+    body = message.SerializeToString()
+    for _ in range(5):
+        scrambled = scramble(body, message.DESCRIPTOR, rng)
+        for sent in (scrambled, mutate(scrambled, rng), mutate(body, rng)):
+            alike(signal, sent, rules(rng))
+
+
+@settings(deadline=None, max_examples=200)
+@given(any_values, st.integers(16, 80), st.integers(1, 6))
+def test_any_value_is_the_same_text(value: object, most: int, depth: int) -> None:
+    """Attributes and bodies of every kind, cut anywhere and at any depth."""
+    message = logs(value)
+    message.resource_logs[0].scope_logs[0].log_records[0].attributes.extend(attributes({"v": value}))
+    alike("logs", message.SerializeToString(), otlp.Rules(max_text_bytes=most, max_key_bytes=most, max_depth=depth))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.floats(width=64))
+def test_doubles_are_the_same_text(number: float) -> None:
+    """The shortest text that reads back equal, with the same point or exponent."""
+    message = logs(number)
+    message.resource_logs[0].scope_logs[0].log_records[0].body.CopyFrom(any_value([number]))
+    alike("logs", message.SerializeToString())
+
+
+def test_equal_records_have_the_same_ordinals() -> None:
+    """Twins by the hundred, over more than one message."""
+    alike("logs", logs(*["a", "b", "x" * 30_000] * 130).SerializeToString())
+
+
+def test_bodies_of_every_size_are_split_alike() -> None:
+    """Where a message is full, and which record is too large, to the byte."""
+    alike("logs", logs(*["x" * n for n in range(898_000, 899_200, 7)][:90]).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["ot=th:8", "a=b, ot=rv:0123456789abcd;x", "\x1cot=rv:ffffffffffffff", "ot=rv:0", ",ot=;th:1", "ot=a,ot=th:1"],
+)
+def test_spans_are_shed_alike(state: str) -> None:
+    """By the trace's own randomness, wherever in its tracestate that is."""
+    message = type(ONE_OF_EVERYTHING["traces"])()
+    scope = message.resource_spans.add().scope_spans.add()  # type: ignore[attr-defined]
+    for n in range(20):
+        scope.spans.add(trace_id=bytes([n * 12 + 1] * 16), span_id=b"12345678", trace_state=state)
+    alike("traces", message.SerializeToString(), otlp.Rules(keep_spans=0.5))
+
+
+def test_python_can_be_forced_and_is_told() -> None:
+    """A setting forces either, and a process says which one runs and what that costs."""
+    said = {
+        wanted: subprocess.run(
+            [sys.executable, "-m", "pipeline", "--version"],
+            env=os.environ | {"PIPELINE_IMPLEMENTATION": wanted}, capture_output=True, text=True, check=True,
+        ).stdout
+        for wanted in ("native", "python")
+    }  # fmt: skip
+    assert "hot path: native" in said["native"]
+    assert re.search("hot path: python.*slower", said["python"])
+
+
+def test_without_the_extension_native_is_a_misconfiguration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who demands what was not built hears what to do; who does not gets Python."""
+    monkeypatch.setattr(native, "_built", None)
+    with pytest.raises(Misconfigured, match="install Rust"):
+        native.choose("native")
+    native.choose("auto")
+    assert native.chosen() is None
+    assert "not built" in native.name()
+
+
+def test_no_source_holds_unsafe_code() -> None:
+    """The compiler is told to refuse it, and no file lifts that."""
+    crate = ROOT / "pipeline" / "native"
+    assert 'unsafe_code = "forbid"' in (crate / "Cargo.toml").read_text()
+    for path in (crate / "src").glob("*.rs"):
+        assert "unsafe" not in path.read_text(), pathlib.Path(path).name
+
+
+def test_licences_are_read_as_spdx_says() -> None:
+    """Of OR one is enough, of AND all are needed, and `make lint` fails for what is not allowed."""
+    assert licences.allowed("MIT OR GPL-3.0-only")
+    assert licences.allowed("(MIT OR Apache-2.0) AND Unicode-3.0")
+    assert not licences.allowed("GPL-3.0-only")
+    assert not licences.allowed("MIT AND GPL-3.0-only")
+    if shutil.which("cargo"):
+        assert licences.problems() == []
