@@ -14,9 +14,9 @@ from rich.progress import Progress as Bars
 
 from pipeline.audit import stores, topics
 from pipeline.audit.decode import SIGNALS, Signal
-from pipeline.audit.findings import compare
+from pipeline.audit.findings import Findings, compare
 from pipeline.audit.report import InKafka, Report, SignalReport
-from pipeline.audit.topics import Progress
+from pipeline.audit.topics import Kafka, Progress
 from pipeline.audit.window import Window
 from pipeline.kafka.reader import Reader
 from pipeline.settings import Settings
@@ -40,17 +40,23 @@ def audit(
     """
     reader = Reader(settings.kafka)
     topics.demand(reader.topics(), signals)
-    return Report(window, {signal: _audit(reader, signal, settings, window, progress) for signal in signals})
+    found: dict[str, SignalReport] = {}
+    for signal in signals:
+        kept_by = stores.of(signal, settings)
+        for part, kafka in topics.read(reader, signal, kept_by, window, progress).items():
+            found[part] = SignalReport(InKafka.of(kafka), _judged(reader, kafka, kept_by[part], window, progress))
+    return Report(window, found)
 
 
-def _audit(reader: Reader, signal: Signal, settings: Settings, window: Window, progress: Progress) -> SignalReport:
-    kafka = topics.read(reader, signal, window, progress)
+def _judged(
+    reader: Reader, kafka: Kafka, kept_by: Sequence[stores.Open], window: Window, progress: Progress
+) -> dict[str, Findings]:
     found = {}
-    for store in stores.of(signal, settings):
-        with closing(store):
+    for connect in kept_by:
+        with closing(connect()) as store:
             elsewhere = partial(topics.elsewhere, reader, kafka, progress=progress)
             found[store.name] = compare(kafka, store, window, elsewhere, progress)
-    return SignalReport(InKafka.of(kafka), found)
+    return found
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import fastavro
 
 from pipeline.errors import Rejected
 
-Signal = Literal["logs", "metrics", "traces"]
-SIGNALS: tuple[Signal, ...] = ("logs", "metrics", "traces")
+Signal = Literal["logs", "metrics", "traces", "events"]
+SIGNALS: tuple[Signal, ...] = ("logs", "metrics", "traces", "events")
 KINDS = ("gauge", "sum", "histogram", "exponential_histogram", "summary")
 
 HEADER = {
@@ -27,26 +27,22 @@ HEADER = {
     ],
 }
 EVENT_ID = {"name": "event_id", "type": {"type": "fixed", "name": "event_id", "size": 16}}
-NEEDED: dict[Signal, tuple[str, list[dict[str, Any]]]] = {
-    "logs": (
-        "log_record",
-        [
-            *({"name": name, "type": "long"} for name in ("received_time", "time", "observed_time")),
-            {"name": "severity_number", "type": "int"},
-            {"name": "event_name", "type": "string"},
-        ],
-    ),
-    "traces": ("span", [{"name": name, "type": "long"} for name in ("received_time", "start_time")]),
-    "metrics": (
-        "metric_point",
-        [
-            {"name": "received_time", "type": "long"},
-            {"name": "type", "type": {"type": "enum", "name": "metric_type", "symbols": list(KINDS)}},
-            {"name": "series_id", "type": "long"},
-            {"name": "time", "type": "long"},
-        ],
-    ),
+NEEDED: dict[Signal, list[dict[str, Any]]] = {
+    "logs": [
+        *({"name": name, "type": "long"} for name in ("received_time", "time", "observed_time")),
+        {"name": "severity_number", "type": "int"},
+        {"name": "event_name", "type": "string"},
+    ],
+    "traces": [{"name": name, "type": "long"} for name in ("received_time", "start_time")],
+    "metrics": [
+        {"name": "received_time", "type": "long"},
+        {"name": "type", "type": {"type": "enum", "name": "metric_type", "symbols": list(KINDS)}},
+        {"name": "series_id", "type": "long"},
+        {"name": "time", "type": "long"},
+    ],
+    "events": [{"name": name, "type": "long"} for name in ("received_time", "time")],
 }
+RECORDS: dict[Signal, str] = {"logs": "log_record", "traces": "span", "metrics": "metric_point"}
 
 
 def records(value: bytes, signal: Signal) -> list[dict[str, Any]]:
@@ -92,9 +88,10 @@ def _parsed_header() -> Any:
 @lru_cache(64)
 def _schemas(schema: bytes, signal: Signal) -> tuple[Any, Any]:
     """Arrays of the record as written, and of the needed part."""
-    name, fields = NEEDED[signal]
-    needed = {"type": "record", "name": name, "fields": [EVENT_ID, *fields]}
+    record = json.loads(schema)
+    name = RECORDS.get(signal) or record["name"]  # a registered table's own
+    needed = {"type": "record", "name": name, "fields": [EVENT_ID, *NEEDED[signal]]}
     return (
-        fastavro.parse_schema({"type": "array", "items": json.loads(schema)}),
+        fastavro.parse_schema({"type": "array", "items": record}),
         fastavro.parse_schema({"type": "array", "items": needed}),
     )

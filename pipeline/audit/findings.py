@@ -94,7 +94,7 @@ def compare(kafka: Kafka, store: Store, window: Window, elsewhere: Elsewhere, pr
     matching = Matching(known.ids)
     rows = expired_unread
     unknown: list[Rows] = []
-    for piece in _told(store, fetched, f"{store.name}: {kafka.signal}", progress):
+    for piece in _told(store, fetched, f"{store.name}: {kafka.part}", progress):
         unknown.append(matching.count(piece))
         rows += int(window.contains(piece.received_us).sum())
 
@@ -141,7 +141,7 @@ def _lacking(kafka: Kafka, store: Store, unseen: Ints, progress: Progress) -> _L
     superseded, unseen = unseen[replaced], unseen[~replaced]
     matching = Matching(known.ids[unseen])
     if len(unseen):  # all rows once more: the store moves on, and a row may stand at another receipt
-        for piece in _told(store, Window(), f"{store.name}: {kafka.signal}, once more", progress):
+        for piece in _told(store, Window(), f"{store.name}: {kafka.part}, once more", progress):
             matching.count(piece)
     lacking = unseen[matching.seen == 0]
     dead = kafka.dead_letters.of(known.ids[lacking], store.name)

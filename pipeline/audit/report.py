@@ -1,16 +1,17 @@
 """The audit's answer, for programs and for people."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.audit.decode import Signal
 from pipeline.audit.findings import EXAMPLES, Findings
 from pipeline.audit.topics import Kafka
 from pipeline.audit.window import Window
 
+COLUMNS = 5  # of a table
 KAFKA_ROWS = ("messages", "records", "distinct", "unreadable")
 STORE_ROWS = (
     "expected",
@@ -27,7 +28,7 @@ STORE_ROWS = (
 
 @dataclass(frozen=True, slots=True)
 class InKafka:
-    """What Kafka holds of one signal in the window.
+    """What Kafka holds of one part in the window.
 
     `unreadable` messages hide records that no dead-letter topic has: that is a difference. Those that were
     dead-lettered are counted apart. `undecodable_dead_letters` cannot be matched by id, only by where they came from.
@@ -80,10 +81,13 @@ class SignalReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Clean where every event_id of the window is in every store of its signal, or excused, and seen once."""
+    """Clean where every event_id of the window is in every store of its part, or excused, and seen once.
+
+    A signal is one part; of events each registered table is, and `events` itself has what is of none of them.
+    """
 
     window: Window
-    signals: dict[Signal, SignalReport]
+    signals: dict[str, SignalReport]
 
     @property
     def clean(self) -> bool:
@@ -94,7 +98,7 @@ class Report:
         return "clean" if self.clean else "difference"
 
     def as_dict(self) -> dict[str, Any]:
-        """`{"verdict", "window": {"from", "to"}, "signals": {<signal>: {"kafka": {…}, "stores": {<store>: {…}}}}}`."""
+        """`{"verdict", "window": {"from", "to"}, "signals": {<part>: {"kafka": {…}, "stores": {<store>: {…}}}}}`."""
         return {
             "verdict": self.verdict,
             "window": self.window.as_dict(),
@@ -109,7 +113,8 @@ class Report:
 
     def show(self, console: Console) -> None:
         """A table, what differs by receipt minute and by name, and a line with the verdict."""
-        console.print(self._table())
+        for table in self._tables():
+            console.print(table)
         lines: list[str] = []
         for name, signal in self.signals.items():
             lines += _unreadable(name, signal.kafka)
@@ -134,20 +139,26 @@ class Report:
             soft_wrap=True,
         )
 
-    def _table(self) -> Table:
-        """A column for each store of a signal: five fit into 80 characters."""
-        table = Table(show_edge=False, pad_edge=False)
-        table.add_column("")
-        columns: list[list[int]] = []
-        for name, signal in self.signals.items():
-            for store, findings in signal.stores.items():
-                table.add_column(f"{name}\n{store}", justify="right")
-                counts = [getattr(signal.kafka, row) for row in KAFKA_ROWS]
-                columns.append(counts + [getattr(findings, row) for row in STORE_ROWS])
-        for row, across in zip((*KAFKA_ROWS, *STORE_ROWS), zip(*columns, strict=True), strict=True):
-            where = "Kafka: " if row in KAFKA_ROWS else ""
-            table.add_row(where + row.replace("_", " "), *(f"{count:,}" for count in across))
-        return table
+    def _tables(self) -> Iterator[Table]:
+        """A column for each store of a part, as many in a table as fit into 80 characters."""
+        columns = [
+            (f"{part}\n{store}", signal.kafka, findings)
+            for part, signal in self.signals.items()
+            for store, findings in signal.stores.items()
+        ]
+        for first in range(0, len(columns), COLUMNS):
+            table = Table(show_edge=False, pad_edge=False)
+            table.add_column("")
+            for title, _, _ in columns[first : first + COLUMNS]:
+                table.add_column(title, justify="right")
+            for row in (*KAFKA_ROWS, *STORE_ROWS):
+                counts = [
+                    getattr(kafka if row in KAFKA_ROWS else findings, row)
+                    for _, kafka, findings in columns[first : first + COLUMNS]
+                ]
+                where = "Kafka: " if row in KAFKA_ROWS else ""
+                table.add_row(where + row.replace("_", " "), *(f"{count:,}" for count in counts))
+            yield table
 
 
 def _unreadable(name: str, kafka: InKafka) -> list[str]:

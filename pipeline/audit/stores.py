@@ -1,11 +1,13 @@
 """What readers of the stores see: an id and a receipt time a row, streamed through the views that readers use."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
+from psycopg import sql
 
 from pipeline import clickhouse
 from pipeline.audit.decode import KINDS, Signal
@@ -27,6 +29,9 @@ TABLE_OF = {  # of PostgreSQL, by kind of point
 TABLES: dict[Signal, list[str]] = {"metrics": sorted(set(TABLE_OF.values())), "logs": ["events"]}  # of PostgreSQL
 ROWS_AT_ONCE = 1 << 16
 POINTS_AT_ONCE = 5000
+REGISTERED = """
+    SELECT name, metadata -> 'stores', (metadata ->> 'retention_days')::integer FROM table_registry ORDER BY name
+"""
 DAY_US = 86_400 * 10**6
 EPOCH_2000_US = 946_684_800 * 10**6
 # Source: PostgreSQL documentation, COPY, "Binary Format".
@@ -35,7 +40,7 @@ COPY_ROW = np.dtype([("fields", ">i2"), ("id_size", ">i4"), ("id", ID), ("time_s
 
 
 class Store(Protocol):
-    """One store of one signal. Every call raises Unavailable where it is away, Misconfigured where it lacks a table."""
+    """One store of one part. Every call raises Unavailable where it is away, Misconfigured where it lacks a table."""
 
     name: str
 
@@ -65,20 +70,72 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-def of(signal: Signal, settings: Settings) -> Iterator[Store]:
-    """The stores that keep the signal, one after the other; each must be closed."""
-    yield ClickHouse(settings, VIEWS[signal])
+Open = Callable[[], Store]
+
+
+def of(signal: Signal, settings: Settings) -> dict[str, list[Open]]:
+    """The parts of the signal, and the stores that keep each; those must be closed."""
+    if signal == "events":
+        return {signal: [], **_registered(settings)}
+    kept_by: list[Open] = [partial(ClickHouse, settings, VIEWS[signal])]
     if signal in TABLES:
         kept_days = settings.retention.points_days if signal == "metrics" else settings.retention.events_days
-        yield Postgres(settings, TABLES[signal], kept_days)
+        kept_by.append(partial(Postgres, settings, TABLES[signal], kept_days))
+    return {signal: kept_by}
+
+
+def _registered(settings: Settings) -> dict[str, list[Open]]:
+    """Registered tables, retired ones too, by what PostgreSQL says of them. A store makes one at its first row."""
+    made = {"clickhouse": ClickHouse.registered, "postgres": Postgres.registered}
+    with closing(Postgres(settings, ["table_registry"], 0)) as registry:
+        return {
+            f"events/{name}": [partial(made[store], settings, name, kept_days) for store in sorted(kept_in)]
+            for name, kept_in, kept_days in registry.asked(REGISTERED)
+        }
+
+
+class Unmade:
+    """A store that has not made a registered table: it holds nothing."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def rows(self, received: Window) -> Iterator[Rows]:
+        return iter(())
+
+    def count(self, received: Window) -> int:
+        return 0
+
+    def superseded(self, known: Known, places: Ints) -> Bools:
+        return np.zeros(len(places), bool)
+
+    def keeps(self, known: Known) -> Bools:
+        return np.ones(len(known.ids), bool)
+
+    def expired(self, known: Known, places: Ints) -> Bools:
+        return np.zeros(len(places), bool)
+
+    def close(self) -> None:
+        pass
 
 
 class ClickHouse:
     name = "clickhouse"
 
-    def __init__(self, settings: Settings, view: str) -> None:
-        self._view = view
+    def __init__(self, settings: Settings, view: str, kept_days: int | None = None) -> None:
+        """`kept_days`: None where nothing is ever removed."""
+        self._view = clickhouse.quoted(view)
+        self._kept_since_us = 0 if kept_days is None else time.time_ns() // 1000 - kept_days * DAY_US
         self._client = clickhouse.connect(settings.clickhouse)
+
+    @classmethod
+    def registered(cls, settings: Settings, table: str, kept_days: int) -> Store:
+        store = cls(settings, table, kept_days)
+        with store._translated():
+            if int(str(store._client.command(f"EXISTS VIEW {store._view}"))):
+                return store
+        store.close()
+        return Unmade(cls.name)
 
     def rows(self, received: Window) -> Iterator[Rows]:
         query = f"""
@@ -105,7 +162,7 @@ class ClickHouse:
         return np.ones(len(known.ids), bool)
 
     def expired(self, known: Known, places: Ints) -> Bools:
-        return np.zeros(len(places), bool)
+        return known.time_us[places] < self._kept_since_us
 
     def close(self) -> None:
         self._client.close()
@@ -130,9 +187,21 @@ class Postgres:
     name = "postgres"
 
     def __init__(self, settings: Settings, tables: Sequence[str], kept_days: int) -> None:
-        self._tables = tables
+        self._tables = [sql.Identifier(table).as_string() for table in tables]
         self._kept_since_us = time.time_ns() // 1000 - kept_days * DAY_US
         self._connection = connection.connect(settings.postgres)
+
+    @classmethod
+    def registered(cls, settings: Settings, table: str, kept_days: int) -> Store:
+        store = cls(settings, [table], kept_days)
+        if store.asked("SELECT to_regclass(%s)", store._tables[0]) != [(None,)]:
+            return store
+        store.close()
+        return Unmade(cls.name)
+
+    def asked(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._translated():
+            return self._connection.execute(query.encode(), values).fetchall()
 
     def rows(self, received: Window) -> Iterator[Rows]:
         for table in self._tables:

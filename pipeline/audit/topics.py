@@ -1,8 +1,12 @@
-"""What the topics of one signal hold: the raw ones, local and mirrored, and their dead letters."""
+"""What the topics of one signal hold: the raw ones, local and mirrored, and their dead letters.
+
+The topic of events holds the rows of all registered tables: each is a part of its own, and so judged alone.
+"""
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,7 +39,7 @@ class Unreadable:
 
 @dataclass(slots=True)
 class DeadLetters:
-    """The dead letters of a signal. `ids`: by the store whose writer gave up, EVERY_STORE where nobody says."""
+    """The dead letters of a part. `ids`: by the store whose writer gave up, EVERY_STORE where nobody says."""
 
     messages: int = 0
     origins: set[Place] = field(default_factory=set)
@@ -52,9 +56,13 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class Kafka:
-    """What Kafka holds of one signal, read once. `messages` and `records` are those of the window."""
+    """What Kafka holds of one part, read once. `messages` and `records` are those of the window.
+
+    A signal is one part, called like it; of events each registered table is one, called `events/<table>`.
+    """
 
     signal: Signal
+    part: str
     topics: tuple[str, ...]
     ranges: list[Range]
     messages: int
@@ -84,44 +92,81 @@ def demand(topics: dict[str, int], signals: Sequence[Signal]) -> None:
         )
 
 
-def read(reader: Reader, signal: Signal, window: Window, progress: Progress) -> Kafka:
-    """The window, and a minute on either side of it so that its edges are not taken for differences."""
+def part_of(signal: Signal, message: Message) -> str:
+    """The part to which a message says that it belongs."""
+    if signal != "events":
+        return signal
+    return f"{signal}/{message.headers.get('schema', b'').decode(errors='replace').partition('/')[0]}"
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One part while it is read."""
+
+    ledger: Ledger
+    faults: list[tuple[Place, str]] = field(default_factory=list)
+    messages: int = 0
+    records: int = 0
+
+
+def read(
+    reader: Reader, signal: Signal, parts: Collection[str], window: Window, progress: Progress
+) -> dict[str, Kafka]:
+    """Each of `parts`, in the window and a minute on either side of it, so that its edges are not taken for
+    differences. A message of none of them is a fault of the part that is called like the signal."""
     present = reader.topics()
     topics = names(present, signal)
     near = window.padded(PADDING_US)
     retained = reader.retained(topics)
     ranges = reader.between(retained, near.start_ms, near.end_ms)
-    ledger = Ledger(signal, topics)
-    faults: list[tuple[Place, str]] = []
-    messages = count = 0
+    readings = {part: _Reading(Ledger(signal, topics)) for part in parts}
     for message in _tracked(reader, ranges, f"Kafka: {signal}", progress):
         inside = bool(window.contains(np.array([message.timestamp_ms * 1000]))[0])
-        place = Place(message.topic, message.partition, message.offset)
-        messages += inside
-        try:
-            records = decode.records(message.value, signal)
-        except Rejected as reason:
+        part = part_of(signal, message)
+        if part in readings:
+            _add(readings[part], message, inside, signal)
+        else:
+            readings[signal].messages += inside
             if inside:
-                faults.append((place, str(reason)))
-            continue
-        promised = message.headers.get("records", b"")
-        if inside and promised != b"%d" % len(records):
-            said = promised.decode(errors="replace")[:20]
-            faults.append((place, f"its header `records` says {said!r}, it holds {len(records)}"))
-        count += len(records) if inside else 0
-        ledger.add(message, records, inside)
+                readings[signal].faults.append((_place(message), f"it says {part}: no such table is registered"))
     dead = _dead_letters(reader, signal, [f"{topic}_dlq" for topic in topics if f"{topic}_dlq" in present], window)
-    return Kafka(
-        signal=signal,
-        topics=topics,
-        ranges=ranges,
-        messages=messages,
-        records=count,
-        known=ledger.known(),
-        unreadable=[Unreadable(place, reason, place in dead.origins) for place, reason in faults],
-        dead_letters=dead,
-        horizon_us=_horizon_us(reader, retained),
-    )
+    horizon_us = _horizon_us(reader, retained)
+    found = {}
+    for part, reading in readings.items():
+        letters = dead.get(part, DeadLetters())
+        found[part] = Kafka(
+            signal=signal,
+            part=part,
+            topics=topics,
+            ranges=ranges,
+            messages=reading.messages,
+            records=reading.records,
+            known=reading.ledger.known(),
+            unreadable=[Unreadable(place, reason, place in letters.origins) for place, reason in reading.faults],
+            dead_letters=letters,
+            horizon_us=horizon_us,
+        )
+    return found
+
+
+def _add(reading: _Reading, message: Message, inside: bool, signal: Signal) -> None:
+    reading.messages += inside
+    try:
+        records = decode.records(message.value, signal)
+    except Rejected as reason:
+        if inside:
+            reading.faults.append((_place(message), str(reason)))
+        return
+    promised = message.headers.get("records", b"")
+    if inside and promised != b"%d" % len(records):
+        said = promised.decode(errors="replace")[:20]
+        reading.faults.append((_place(message), f"its header `records` says {said!r}, it holds {len(records)}"))
+    reading.records += len(records) if inside else 0
+    reading.ledger.add(message, records, inside)
+
+
+def _place(message: Message) -> Place:
+    return Place(message.topic, message.partition, message.offset)
 
 
 def elsewhere(reader: Reader, kafka: Kafka, ids: Ids, progress: Progress) -> Bools:
@@ -133,10 +178,12 @@ def elsewhere(reader: Reader, kafka: Kafka, ids: Ids, progress: Progress) -> Boo
         since.append(replace(now, start=max(now.start, end)))
         before.append(replace(now, end=min(now.end, start)))
     found = np.zeros(len(ids), bool)
-    for part in (since, before):  # a partition is read at one place at a time
-        for message in _tracked(reader, part, f"Kafka: {kafka.signal}, outside the window", progress):
+    for ranges in (since, before):  # a partition is read at one place at a time
+        for message in _tracked(reader, ranges, f"Kafka: {kafka.part}, outside the window", progress):
             if found.all():
                 break
+            if part_of(kafka.signal, message) != kafka.part:
+                continue
             try:
                 records = decode.records(message.value, kafka.signal)
             except Rejected:
@@ -175,25 +222,29 @@ def _horizon_us(reader: Reader, retained: list[Range]) -> int:
     return horizon
 
 
-def _dead_letters(reader: Reader, signal: Signal, topics: list[str], window: Window) -> DeadLetters:
-    """From the window's start to now: a message may be dead-lettered long after its receipt."""
-    dead = DeadLetters()
-    ids: dict[str, bytearray] = {}
+def _dead_letters(reader: Reader, signal: Signal, topics: list[str], window: Window) -> dict[str, DeadLetters]:
+    """By part, from the window's start to now: a message may be dead-lettered long after its receipt."""
+    parts: dict[str, DeadLetters] = defaultdict(DeadLetters)
+    ids: dict[tuple[str, str], bytearray] = defaultdict(bytearray)
     ranges = reader.between(reader.retained(topics), window.start_ms, None)
     for message in reader.read(ranges):
-        dead.messages += 1
+        part = part_of(signal, message)
         origin = _origin(message)
-        if f"{origin.topic}_dlq" == message.topic:  # else it was mirrored here, and its origin is another cluster's
-            dead.origins.add(origin)
+        for dead in {part: parts[part], signal: parts[signal]}.values():
+            dead.messages += 1
+            if f"{origin.topic}_dlq" == message.topic:  # else it was mirrored here, and its origin is another cluster's
+                dead.origins.add(origin)
         try:
             records = decode.records(message.value, signal)
         except Rejected:
-            dead.undecodable.append(origin)
+            for dead in {part: parts[part], signal: parts[signal]}.values():
+                dead.undecodable.append(origin)
             continue
         store = STORE_OF_WRITER.get(message.headers.get("dlq_writer", b""), EVERY_STORE)
-        ids.setdefault(store, bytearray()).extend(b"".join([record["event_id"] for record in records]))
-    dead.ids = {store: np.unique(ids_of(found)) for store, found in ids.items()}
-    return dead
+        ids[part, store] += b"".join([record["event_id"] for record in records])
+    for (part, store), found in ids.items():
+        parts[part].ids[store] = np.unique(ids_of(found))
+    return parts
 
 
 def _origin(message: Message) -> Place:

@@ -9,7 +9,7 @@ from pipeline import settings
 from pipeline.cli.common import AsJson, show_json
 
 app = typer.Typer()
-Signal = StrEnum("Signal", ["logs", "metrics", "traces"])  # Typer takes no list of Literals
+Signal = StrEnum("Signal", ["logs", "metrics", "traces", "events"])  # Typer takes no list of Literals
 Signals = Annotated[list[Signal] | None, typer.Option("--signal", help="May be repeated; default all.")]
 From = Annotated[str | None, typer.Option("--from", help="Receipt time, ISO 8601; UTC where no zone is said.")]
 To = Annotated[str | None, typer.Option("--to", help="To before this receipt time; default now.")]

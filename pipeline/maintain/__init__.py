@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pipeline.errors import Misconfigured, Unavailable
-from pipeline.maintain import partitions, policies, rollups
+from pipeline.maintain import partitions, policies, registered, rollups
 from pipeline.maintain.change import Change
 from pipeline.settings import Settings
 from pipeline.timescale import connection
@@ -26,11 +26,12 @@ def plan(settings: Settings, now: datetime.datetime) -> list[Change]:
     """What is to be done, in that order; empty where all is as it should be."""
     with connection.connect(settings.postgres) as connected, connection.translated():
         connected.execute("SET TIME ZONE 'UTC'")
-        if connected.execute("SELECT to_regprocedure('metrics_points_changed(bigint[])')").fetchone() == (None,):
+        if connected.execute("SELECT to_regclass('table_registry')").fetchone() == (None,):
             raise Misconfigured("PostgreSQL has no tables to maintain: run `pipeline migrate up` first.")
         if connected.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone():
-            return policies.plan(connected, settings.retention)
-        return [*partitions.plan(connected, settings.retention, now), *rollups.plan(connected, now)]
+            return policies.plan(connected, settings.retention, registered.tables(connected))
+        own = registered.tables(connected)
+        return [*partitions.plan(connected, settings.retention, own, now), *rollups.plan(connected, now)]
 
 
 def run(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -> list[Change]:

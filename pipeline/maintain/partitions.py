@@ -1,12 +1,14 @@
 """Native range partitions of the plain PostgreSQL: made ahead of time, dropped when all of it has expired."""
 
 import datetime
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
 from pipeline.maintain.change import Change
+from pipeline.maintain.registered import Registered
 from pipeline.settings import RetentionSettings
 
 DAY = datetime.timedelta(days=1)
@@ -45,21 +47,28 @@ ROLLUPS = ("metrics_1m_rollup", "metrics_1h_rollup", "metrics_1d_rollup")
 
 
 class Table(NamedTuple):
-    """A partitioned table: the column of its time, days of a partition, days that are kept."""
+    """A partitioned table: the column of its time, days of a partition, days that are kept, and what stands between its
+    name and that of a partition: two _ where names are given by others, who may use only single ones."""
 
     name: str
     time: str
     span_days: int
     kept_days: int
+    between: str = "_"
+
+    def partition(self, which: str) -> str:
+        return f"{self.name}{self.between}{which}"
 
 
 class Partition(NamedTuple):
+    """Its name is quoted where it needs to be."""
+
     name: str
     start: datetime.datetime
     stop: datetime.datetime
 
 
-def tables(retention: RetentionSettings) -> list[Table]:
+def tables(retention: RetentionSettings, registered: Sequence[Registered]) -> list[Table]:
     """All of them; coarser rollups have fewer rows a day, so larger partitions."""
     return [
         Table(POINTS, "time", 1, retention.points_days),
@@ -70,26 +79,35 @@ def tables(retention: RetentionSettings) -> list[Table]:
         Table(ROLLUPS[0], "minute", 1, retention.metrics_1m_days),
         Table(ROLLUPS[1], "hour", 30, retention.metrics_1h_days),
         Table(ROLLUPS[2], "day", 360, retention.metrics_1d_days),
+        *(Table(name, "time", 1, kept_days, "__") for name, kept_days in registered),
     ]
 
 
-def plan(connected: psycopg.Connection, retention: RetentionSettings, now: datetime.datetime) -> list[Change]:
+def plan(
+    connected: psycopg.Connection,
+    retention: RetentionSettings,
+    registered: Sequence[Registered],
+    now: datetime.datetime,
+) -> list[Change]:
     """Partitions for yesterday, for the days ahead, for what is kept in the default partition and for rollups that will
     be refreshed; then what has expired."""
     today = ORIGIN + (now - ORIGIN) // DAY * DAY
     days = [today + n * DAY for n in range(-1, retention.partitions_ahead_days + 1)]
     changes: list[Change] = []
-    for table in tables(retention):
+    for table in tables(retention, registered):
         names = {
             "table": sql.Identifier(table.name),
-            "rest": sql.Identifier(f"{table.name}_default"),
+            "rest": sql.Identifier(table.partition("default")),
             "time": sql.Identifier(table.time),
             "cutoff": sql.Literal(today - table.kept_days * DAY),
             "span": sql.Literal(table.span_days * DAY),
             "origin": sql.Literal(ORIGIN),
         }
         there = [
-            Partition(*row) for row in connected.execute(sql.SQL(PARTITIONS).format(table=sql.Literal(table.name)))
+            Partition(*row)
+            for row in connected.execute(
+                sql.SQL(PARTITIONS).format(table=sql.Literal(sql.Identifier(table.name).as_string()))
+            )
         ]
         queries = [IN_DEFAULT, TO_REFRESH] if table.name in ROLLUPS else [IN_DEFAULT]
         strays = [row[0] for query in queries for row in connected.execute(sql.SQL(query).format(**names))]
@@ -107,7 +125,7 @@ def _start(day: datetime.datetime, span_days: int) -> datetime.datetime:
 
 
 def _made(table: Table, start: datetime.datetime, names: dict[str, sql.Composable]) -> Change:
-    name = f"{table.name}_{start:%Y%m%d}"
+    name = table.partition(f"{start:%Y%m%d}")
     stop = start + table.span_days * DAY
     own = {"partition": sql.Identifier(name), "start": sql.Literal(start), "stop": sql.Literal(stop)}
     return Change(
@@ -120,6 +138,6 @@ def _expired(table: Table, old: list[Partition], names: dict[str, sql.Composable
     """Whole partitions, and rows of the default one; there is no way back, so they are named."""
     statements = [LOCK, *(FINAL if table.name == POINTS else ()), DELETE]
     texts = [sql.SQL(statement).format(**names).as_string() for statement in statements]
-    texts += [sql.SQL(DROP).format(partition=sql.Identifier(one.name)).as_string() for one in old]
-    what = ", ".join([*(one.name for one in old), f"old rows of {table.name}_default"])
+    texts += [sql.SQL(DROP).format(partition=sql.SQL(one.name)).as_string() for one in old]
+    what = ", ".join([*(one.name for one in old), f"old rows of {table.partition('default')}"])
     return Change(f"drop {what}: {table.name} keeps {table.kept_days} days.", tuple(texts))

@@ -1,12 +1,14 @@
 """Policies of TimescaleDB: its own jobs drop, compress and refresh."""
 
 import datetime
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
 from pipeline.maintain.change import Change
+from pipeline.maintain.registered import Registered
 from pipeline.settings import RetentionSettings
 
 JOBS = """
@@ -69,13 +71,14 @@ class Rollup(NamedTuple):
     source_days: int
 
 
-def tables(retention: RetentionSettings) -> list[Table]:
+def tables(retention: RetentionSettings, registered: Sequence[Registered]) -> list[Table]:
     of_points = [
         "metrics_points", "metrics_histograms", "metrics_exponential_histograms", "metrics_summaries",
     ]  # fmt: skip
     return [
         *(Table(name, retention.points_days, "series_id", "time") for name in of_points),
         Table("events", retention.events_days, "", "time, event_id"),
+        *(Table(name, kept_days, "", "time, event_id") for name, kept_days in registered),
     ]
 
 
@@ -87,7 +90,7 @@ def rollups(retention: RetentionSettings) -> list[Rollup]:
     ]
 
 
-def plan(connected: psycopg.Connection, retention: RetentionSettings) -> list[Change]:
+def plan(connected: psycopg.Connection, retention: RetentionSettings, registered: Sequence[Registered]) -> list[Change]:
     """What of chunk sizes, column store, retention and refresh differs from the settings. Refreshes are bounded before
     anything is dropped."""
     current = connected.execute(HAS_COLUMNSTORE).fetchone() == (True,)
@@ -99,7 +102,7 @@ def plan(connected: psycopg.Connection, retention: RetentionSettings) -> list[Ch
         changes += policies.altered(
             rollup.name, "policy_refresh_continuous_aggregate", "start_offset", rollup.source_days
         )
-    for table in tables(retention):
+    for table in tables(retention, registered):
         chunk, columnar = hypertables[table.name]
         wanted = datetime.timedelta(hours=retention.chunk_hours)
         if chunk != wanted:

@@ -47,8 +47,13 @@ def _blank(kind: Any) -> Any:
 
 def file(signal: str, records: Sequence[Record]) -> bytes:
     """One container file."""
+    return container(SCHEMAS[signal], records)
+
+
+def container(schema: dict[str, Any], records: Sequence[Record]) -> bytes:
+    """One of any schema."""
     out = io.BytesIO()
-    fastavro.writer(out, fastavro.parse_schema(SCHEMAS[signal]), records)
+    fastavro.writer(out, fastavro.parse_schema(schema), records)
     return out.getvalue()
 
 

@@ -15,7 +15,8 @@ from pipeline.errors import Misconfigured, Unavailable
 from pipeline.migrations.definitions import differences
 from pipeline.migrations.stores import Postgres
 from pipeline.settings import PostgresSettings, RetentionSettings, Settings
-from pipeline.timescale import connection
+from pipeline.timescale import connection, registered
+from tests.contract.registered import declared
 from tests.maintain.test_rollups import VIEWS, expected, new_series, rows, store
 from tests.timescale.conftest import migrated
 
@@ -156,3 +157,34 @@ def test_the_command_plans_runs_and_then_has_nothing_to_do(settings: Settings) -
     assert command("plan").returncode == 0
     assert command("run", "--yes").stdout == "Nothing to do.\n"
     assert command("plan", dsn="host=127.0.0.1 port=1").returncode == 3
+
+
+def register(database: psycopg.Connection, name: str, kept_days: int) -> None:
+    """As the registry and a writer's first row leave it."""
+    table = declared(name, {"n": "long"}, retention_days=kept_days)
+    database.execute(
+        "INSERT INTO table_registry VALUES (%s, 1, 'active', %s::jsonb)", (name, json.dumps(table.as_json()))
+    )
+    with database.transaction(), database.cursor() as cursor:
+        registered.make(cursor, table)
+
+
+def test_registered_tables_are_kept_as_long_as_they_say(settings: Settings, database: psycopg.Connection) -> None:
+    """Partitions are made and dropped by each table's own retention; one that is not made yet is left alone."""
+    register(database, "deployments", 5)
+    register(database, "deployments_default", 50)  # no partition of the other
+    database.execute(
+        "INSERT INTO table_registry VALUES ('later', 1, 'active', %s::jsonb)",
+        (json.dumps(declared("later", {"n": "long"}).as_json()),),
+    )
+    for name in ("deployments", "deployments_default"):
+        for days in (20, 2, 0):
+            at = NOW - days * DAY
+            database.execute(
+                f"INSERT INTO {name} VALUES (%s, gen_random_uuid(), 'acme', 'eu', now(), 1)".encode(), (at,)
+            )
+    maintain.run_all(settings, NOW)
+    assert maintain.plan(settings, NOW) == []
+    assert partitions(database, "deployments") == {"_20261118": 1, "_20261120": 1}
+    assert partitions(database, "deployments_default") == {"_20261031": 1, "_20261118": 1, "_20261120": 1}
+    assert "deployments__20261118" in str(maintain.plan(settings, NOW + 4 * DAY))
