@@ -181,8 +181,10 @@ def versions(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     (tmp_path / "lock.json").write_text(json.dumps(lock))
     monkeypatch.setattr(schema, "DIRECTORY", tmp_path)
     schema.load.cache_clear()
+    known.cache_clear()
     yield schema.load("log_record/1"), schema.load("log_record/2")
     schema.load.cache_clear()
+    known.cache_clear()
 
 
 def test_older_versions_are_joined_beside_the_current_one(versions: tuple[schema.Schema, schema.Schema]) -> None:
