@@ -12,10 +12,7 @@ from pipeline.kafka.reader import Range, Reader
 from pipeline.record import schema
 from pipeline.settings import Settings
 
-TOPICS: dict[str, tuple[str, ...]] = {
-    "pg_writer": (schema.topic("metrics"), schema.topic("logs"), registered.TOPIC),
-    "ch_writer": (*map(schema.topic, schema.SIGNALS), registered.TOPIC),
-}
+STORED: dict[str, tuple[schema.Signal, ...]] = {"pg_writer": ("metrics", "logs"), "ch_writer": schema.SIGNALS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +60,21 @@ class Gap:
         return {**asdict(self), "offsets": self.offsets, "command": self.command}
 
 
-def find(writer: str, settings: Settings) -> list[Gap]:
-    """Every gap of `writer`, by what its group committed. Changes nothing.
+def topics(writer: str, settings: Settings) -> tuple[str, ...]:
+    """What a writer reads."""
+    return (*(topic for signal in STORED[writer] for topic in settings.routes.of(signal)), registered.TOPIC)
+
+
+def find(writer: str, read: Sequence[str], settings: Settings) -> list[Gap]:
+    """Every gap of a writer or agent in the topics that it reads, by what its group committed. Changes nothing.
 
     Raises Misconfigured where a topic is missing, Unavailable where Kafka is away.
     """
     reader = Reader(settings.kafka)
-    missing = sorted(set(TOPICS[writer]) - reader.topics().keys())
+    missing = sorted(set(read) - reader.topics().keys())
     if missing:
         raise Misconfigured(f"Topics missing in Kafka: {', '.join(missing)}; run `pipeline topics apply`.")
-    retained = reader.retained(TOPICS[writer])
+    retained = reader.retained(read)
     committed = Groups(settings.kafka).committed(writer, [(each.topic, each.partition) for each in retained])
     return _gaps(writer, {place: each.offset for place, each in committed.items()}, retained, reader)
 

@@ -19,7 +19,7 @@ from pipeline.errors import Rejected, Unavailable
 from pipeline.record import container, schema
 from pipeline.record.avro import STRING
 from pipeline.record.framing import MAX_VALUE_BYTES, largest
-from pipeline.record.layout import ID_BYTES, Layout, Raw, layout
+from pipeline.record.layout import ID_BYTES, Layout, layout
 from pipeline.record.records import TYPES, MetricPoint, Record, encoded, moved, read, with_series
 from pipeline.record.schema import Signal
 from pipeline.record.times import FORM_NS, SANE_AHEAD_NS, SANE_FROM_NS, receipt_ns
@@ -112,7 +112,7 @@ def remainder(message: Message, failed: Sequence[Failed]) -> Message:
     raws = [raw for number, raw in enumerate(laid.records(message.value)) if number in numbers]
     if len(numbers) == container.count(laid.schema.head, message.value):
         return message
-    value = container.value(laid.schema.head, [_whole(raw) for raw in raws])
+    value = container.value(laid.schema.head, [raw.whole for raw in raws])
     headers = {**message.headers, "records": b"%d" % len(raws)}
     pairs = tuple((name, headers[name] if name == "records" else old) for name, old in message.pairs)
     return message._replace(headers=headers, value=value, pairs=pairs)
@@ -352,7 +352,3 @@ _locked = functools.cache(schema.locked)
 
 def _signal_name(of: schema.Schema) -> str:
     return signal_of(layout(of.name))
-
-
-def _whole(raw: Raw) -> bytes:
-    return raw.event_id + raw.shared.data + raw.data[raw.bounds[0] : raw.bounds[-1]]

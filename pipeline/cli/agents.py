@@ -2,36 +2,112 @@
 
 import pathlib
 import sys
-from collections.abc import Sequence
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipeline import settings
-from pipeline.cli.common import AsJson, Yes, agreed, show_plan
-from pipeline.errors import Misconfigured
+from pipeline.cli.common import AsJson, Yes, agreed, show_json, show_plan
+from pipeline.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
+    from pipeline.agents import Agent
+    from pipeline.agents.graph import Graph
+    from pipeline.agents.isolated import Isolated
     from pipeline.agents.load import Loaded
+    from pipeline.delivery import Message
     from pipeline.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Agents that change records between topics, and where readers stand.")
-Paths = Annotated[list[pathlib.Path] | None, typer.Argument(help="Files, or folders of them; default my_agents.")]
 DEFAULT = pathlib.Path("my_agents")
+SAMPLES = 3  # messages a partition
+Paths = Annotated[list[pathlib.Path] | None, typer.Argument(help="Files, or folders of them; default my_agents.")]
+Ours = Annotated[list[pathlib.Path] | None, typer.Option("--agents", help="Files or folders of agents; default none.")]
+Last = Annotated[str, typer.Option(help="Received in this time: 90s, 5m, 2h, 1d.")]
 
 
-class Writer(StrEnum):
-    pg_writer = "pg_writer"
-    ch_writer = "ch_writer"
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="As mask_emails.")],
+    folder: Annotated[pathlib.Path, typer.Option(help="Where it is written.")] = DEFAULT,
+    signal: Annotated[Literal["logs", "metrics", "traces"], typer.Option(help="What it reads and writes.")] = "logs",
+    reads: Annotated[str | None, typer.Option(help="Default <signal>_raw.")] = None,
+    writes: Annotated[str | None, typer.Option(help="Default <signal>_norm.")] = None,
+) -> None:
+    """Write an agent, its test, and the topics that it writes where no file declares them."""
+    from pipeline.agents import scaffold
+    from pipeline.topics.declared import DIRECTORY
+
+    topics = reads or f"{signal}_raw", writes or f"{signal}_norm"
+    for path, text in scaffold.files(name, signal, topics, folder, DIRECTORY).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        print(path)
+
+
+@app.command("try")
+def try_(
+    file: pathlib.Path,
+    topic: Annotated[str | None, typer.Option("--from", help="Default: the one that it reads.")] = None,
+    last: Last = "5m",
+    most: Annotated[int, typer.Option("-n", min=1, help="Records to show.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an agent makes of what a topic holds, before and after; nothing is written anywhere."""
+    from pipeline.agents import trial
+    from pipeline.topics.tail import ago_ms
+
+    loaded = settings.load()
+    shown: list[trial.Tried] = []
+    for agent in _demanded([file]):
+        with _isolated(agent, loaded) as isolated:
+            from_ms = ago_ms(last, time.time_ns() // 10**6)
+            for message in trial.newest(loaded.kafka, topic or agent.reads, from_ms, most):
+                shown += trial.tried(isolated, message)
+                if len(shown) >= most:
+                    break
+    if as_json:
+        show_json([each.as_json() for each in shown[:most]])
+    else:
+        for each in shown[:most]:
+            print(each)
+        print(f"{len(shown[:most])} records; nothing was written.")
+
+
+@app.command("test")
+def test(  # noqa: PT028 - a command
+    paths: Paths = None,
+    last: Last = "1h",
+    as_json: AsJson = False,
+) -> None:
+    """Hold agents to the laws, on records of their topics and generated ones; exit 1 where one breaks a law."""
+    from pipeline.agents import graph, laws
+
+    loaded = settings.load()
+    declared = _declared(loaded)
+    verdicts = []
+    found = _load(paths)
+    for agent in found.agents.values():
+        graph.topics_of(agent, declared)
+        with _isolated(agent, loaded) as one, _isolated(agent, loaded) as other:
+            samples = _samples(agent, loaded, last)
+            verdict = laws.judge(agent, declared[agent.reads], (one, other), samples)  # type: ignore[arg-type]
+        verdicts.append(verdict)
+        if not as_json:
+            print(verdict)
+    if as_json:
+        show_json([each.as_json() for each in verdicts])
+    if found.problems or any(each.broken for each in verdicts):
+        raise typer.Exit(1)
 
 
 @app.command("run")
 def run(
     paths: Paths = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Processes an agent; default its settings'.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Of each agent; default: its settings.")] = None,
 ) -> None:
     """Run agents, each in processes of its own, until SIGTERM; a file that is not good is told and the others run."""
     from pipeline import workers as processes
@@ -41,10 +117,9 @@ def run(
 
     loaded = settings.load()
     log.configure("agents")
-    found = _load(paths)
     declared = _declared(loaded)
     groups = []
-    for agent in found.agents.values():
+    for agent in _load(paths).agents.values():
         try:
             own, _ = settings_of(agent, loaded)
             graph.topics_of(agent, declared)
@@ -69,31 +144,100 @@ def worker(file: pathlib.Path, name: str) -> None:
     number = processes.number()
     loaded = settings.load()
     log.configure(name)
-    agent = _load([file]).agents[name]
+    agent = next((each for each in _demanded([file]) if each.name == name), None)
+    if agent is None:
+        raise Misconfigured(f"{file} has no agent {name} any more.")
     run_agent(agent, loaded, graph.topics_of(agent, _declared(loaded)), number or 0)
 
 
+@app.command("list")
+def list_(paths: Paths = None, as_json: AsJson = False) -> None:
+    """Print every agent: its version, what it reads and writes, and where it stands."""
+    found = _load(paths)
+    rows = [
+        {"agent": one.name, "version": one.version, "reads": one.reads, "writes": one.writes, "where": one.where}
+        for one in found.agents.values()
+    ]
+    if as_json:
+        show_json(rows)
+    else:
+        for one in found.agents.values():
+            print(f"{one.name:<24} version {one.version:<3} {one.reads} → {', '.join(one.writes)}   {one.where}")
+    if found.problems:
+        raise typer.Exit(2)
+
+
+@app.command("status")
+def status(paths: Paths = None, as_json: AsJson = False) -> None:
+    """Print how many messages wait for each agent, and for how long the first of them."""
+    from pipeline.agents import status as room
+
+    found = room.status(_load(paths).agents.values(), settings.load().kafka)
+    if as_json:
+        show_json([each.as_json() for each in found])
+    else:
+        for each in found:
+            print(each)
+
+
+@app.command("check")
+def check(paths: Paths = None) -> None:
+    """Check agents, their topics and settings, and the routes to the stores as one graph; exit 2 with what is wrong."""
+    from pipeline.agents.load import settings_of
+
+    loaded = settings.load()
+    found = _load(paths)
+    problems = _graph(found, loaded).problems()
+    for agent in found.agents.values():
+        try:
+            settings_of(agent, loaded)
+        except Misconfigured as error:
+            problems += error.problems
+    problems += [
+        f"settings: agents.{name}: there is no such agent." for name in loaded.agents if name not in found.agents
+    ]
+    _tell(problems)
+    if problems or found.problems:
+        raise typer.Exit(2)
+    print(f"{len(found.agents)} agents between their topics and the stores are declared well.")
+
+
+@app.command("graph")
+def graph(
+    paths: Paths = None,
+    svg: Annotated[pathlib.Path | None, typer.Option(help="Write a drawing there.")] = None,
+) -> None:
+    """Print the ways from the gateway through agents to the stores, a line each."""
+    drawn = _graph(_load(paths), settings.load())
+    if svg:
+        svg.write_text(drawn.svg())
+    for line in drawn.text():
+        print(line)
+
+
 @app.command("gaps")
-def gaps(as_json: AsJson = False) -> None:
-    """Print what Kafka removed before the writers read it; exit 1 where that is something."""
+def gaps(agents: Ours = None, as_json: AsJson = False) -> None:
+    """Print what Kafka removed before the writers, and these agents, read it; exit 1 where that is something."""
     from pipeline.agents import gaps
 
     loaded = settings.load()
-    show_plan([gap for writer in Writer for gap in gaps.find(writer.value, loaded)], as_json)
+    readers = {writer: gaps.topics(writer, loaded) for writer in gaps.STORED}
+    readers |= {agent.name: (agent.reads,) for agent in (_load(agents).agents.values() if agents else ())}
+    show_plan([gap for name, topics in readers.items() for gap in gaps.find(name, topics, loaded)], as_json)
 
 
 @app.command("accept_gap")
 def accept_gap(
-    writer: Writer,
+    reader: Annotated[str, typer.Argument(help="A writer or an agent.")],
     topic: Annotated[str, typer.Option()],
     partition: Annotated[int, typer.Option(min=0)],
     yes: Yes = False,
 ) -> None:
-    """Let a stopped writer go on at the first message that a partition has; print what is given up, and ask."""
+    """Let a stopped reader go on at the first message that a partition has; print what is given up, and ask."""
     from pipeline.agents import gaps
 
     loaded = settings.load()
-    found = [gap for gap in gaps.find(writer.value, loaded) if (gap.topic, gap.partition) == (topic, partition)]
+    found = [gap for gap in gaps.find(reader, [topic], loaded) if gap.partition == partition]
     if agreed(found, yes):
         gaps.accept(found, loaded)
 
@@ -107,6 +251,15 @@ def _load(paths: Sequence[pathlib.Path] | None) -> "Loaded":
     return found
 
 
+def _demanded(paths: Sequence[pathlib.Path]) -> "list[Agent]":
+    from pipeline.agents.load import load
+
+    found = load(paths)
+    if found.problems:
+        raise Misconfigured(found.problems)
+    return list(found.agents.values())
+
+
 def _tell(problems: Sequence[str]) -> None:
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -116,3 +269,34 @@ def _declared(loaded: "Settings") -> dict[str, str]:
     from pipeline import topics
 
     return {topic.name: topic.signal for topic in topics.load(environment=loaded.environment)}
+
+
+def _graph(found: "Loaded", loaded: "Settings") -> "Graph":
+    from pipeline.agents.graph import Graph
+
+    return Graph(list(found.agents.values()), _declared(loaded), loaded.routes)
+
+
+@contextmanager
+def _isolated(agent: "Agent", loaded: "Settings") -> "Iterator[Isolated]":
+    """The agent in a process that gives up a record after a few seconds."""
+    from pipeline.agents import graph
+    from pipeline.agents.isolated import Isolated
+    from pipeline.agents.load import settings_of
+
+    own, _ = settings_of(agent, loaded)
+    hasty = own.model_copy(update={"record_within_s": min(own.record_within_s, 5.0)})
+    with closing(Isolated(agent, hasty, loaded, graph.topics_of(agent, _declared(loaded)))) as isolated:
+        yield isolated
+
+
+def _samples(agent: "Agent", loaded: "Settings", last: str) -> "list[Message]":
+    """What the agent's topic holds; nothing, and a word on stderr, where Kafka is away."""
+    from pipeline.agents import trial
+    from pipeline.topics.tail import ago_ms
+
+    try:
+        return trial.newest(loaded.kafka, agent.reads, ago_ms(last, time.time_ns() // 10**6), SAMPLES)
+    except (Unavailable, Misconfigured) as error:
+        print(f"{agent.name}: on generated records alone: {error}", file=sys.stderr)
+        return []

@@ -54,6 +54,11 @@ class Raw(NamedTuple):
     shared: Shared
     bounds: list[int]
 
+    @property
+    def whole(self) -> bytes:
+        """The record as it is encoded."""
+        return self.event_id + self.shared.data + self.data[self.bounds[0] : self.bounds[-1]]
+
 
 class Layout:
     """How records of one schema lie in bytes."""

@@ -69,7 +69,10 @@ def test_a_gap_stops_the_writer_until_it_is_accepted(writer: Process) -> None:
     until(lambda: points.stored() == [2, 3], "a new group did not start at the first message")
     until(lambda: committed(settings) == [3, 0, 0, 0], "a new group did not say where it began")
     assert writer.stop()[0] == 0
-    assert (gaps.find("pg_writer", settings), writer.run("agents gaps")) == ([], (0, ""))
+    assert (gaps.find("pg_writer", gaps.topics("pg_writer", settings), settings), writer.run("agents gaps")) == (
+        [],
+        (0, ""),
+    )
 
     points.send(5)
     remove_before(settings, "metrics_raw", 0, 6)

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from pipeline import clickhouse
-from pipeline.agents.gaps import TOPICS
+from pipeline.agents.gaps import STORED, topics
 from pipeline.kafka.groups import Groups
 from pipeline.kafka.reader import Reader
 from pipeline.record.schema import Signal
@@ -36,7 +36,7 @@ def pipeline(settings: Settings, *command: str) -> str:
 
 def lag(settings: Settings, writer: str) -> int:
     """Messages that the writer's group has not committed."""
-    retained = Reader(settings.kafka).retained(TOPICS[writer])
+    retained = Reader(settings.kafka).retained(topics(writer, settings))
     committed = Groups(settings.kafka).committed(writer, [(each.topic, each.partition) for each in retained])
     places = {place: each.offset for place, each in committed.items()}
     return sum(each.end - max(each.start, places.get((each.topic, each.partition), 0)) for each in retained)
@@ -62,7 +62,7 @@ def audited(settings: Settings, within_s: float) -> None:
 
 
 def _differences(settings: Settings) -> str:
-    behind = {writer: lag(settings, writer) for writer in TOPICS}
+    behind = {writer: lag(settings, writer) for writer in STORED}
     try:
         said = pipeline(settings, "audit")
     except Failed as failure:
