@@ -148,7 +148,7 @@ SETTINGS non_replicated_deduplication_window = 1000;
 CREATE MATERIALIZED VIEW IF NOT EXISTS spans_from_in TO spans AS
 SELECT
     fromUnixTimestamp64Nano(
-        if(i.start_time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, i.start_time, i.received_time),
+        if(i.start_time BETWEEN 946684800000000000 AND i.receipt + 86400000000000, i.start_time, i.receipt),
         'UTC'
     ) AS timestamp,
     i.event_id AS event_id,
@@ -181,16 +181,16 @@ SELECT
     arrayMap(l -> tuple(lower(hex(l.1)), lower(hex(l.2)), l.3, l.4, l.5, l.6), i.links) AS links,
     i.dropped_links_count AS dropped_links_count,
     i.ordinal AS ordinal
-FROM spans_in AS i;
+FROM (SELECT *, intDiv(received_time, 1000000) * 1000000 AS receipt FROM spans_in) AS i;
 
 -- An event's own time by the same rule, but where it has none the span's stands in before the receipt.
 CREATE MATERIALIZED VIEW IF NOT EXISTS span_events_from_in TO span_events AS
 SELECT
     fromUnixTimestamp64Nano(
         multiIf(
-            e.time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, e.time,
-            i.start_time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, i.start_time,
-            i.received_time
+            e.time BETWEEN 946684800000000000 AND i.receipt + 86400000000000, e.time,
+            i.start_time BETWEEN 946684800000000000 AND i.receipt + 86400000000000, i.start_time,
+            i.receipt
         ),
         'UTC'
     ) AS timestamp,
@@ -208,14 +208,14 @@ SELECT
     e.time AS time,
     e.attributes AS attributes,
     e.dropped_attributes_count AS dropped_attributes_count
-FROM spans_in AS i
+FROM (SELECT *, intDiv(received_time, 1000000) * 1000000 AS receipt FROM spans_in) AS i
 ARRAY JOIN i.events AS e, arrayMap(n -> toUInt32(n - 1), arrayEnumerate(i.events)) AS event_index;
 
 -- A link has no time of its own.
 CREATE MATERIALIZED VIEW IF NOT EXISTS span_links_from_in TO span_links AS
 SELECT
     fromUnixTimestamp64Nano(
-        if(i.start_time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, i.start_time, i.received_time),
+        if(i.start_time BETWEEN 946684800000000000 AND i.receipt + 86400000000000, i.start_time, i.receipt),
         'UTC'
     ) AS timestamp,
     i.event_id AS event_id,
@@ -234,7 +234,7 @@ SELECT
     l.attributes AS attributes,
     l.dropped_attributes_count AS dropped_attributes_count,
     l.flags AS flags
-FROM spans_in AS i
+FROM (SELECT *, intDiv(received_time, 1000000) * 1000000 AS receipt FROM spans_in) AS i
 ARRAY JOIN i.links AS l, arrayMap(n -> toUInt32(n - 1), arrayEnumerate(i.links)) AS link_index;
 
 -- Spans as people and Grafana read them; a row a span, never two. The settings are those of the view logs.

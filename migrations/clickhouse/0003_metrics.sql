@@ -110,7 +110,7 @@ SETTINGS non_replicated_deduplication_window = 1000;
 CREATE MATERIALIZED VIEW IF NOT EXISTS metrics_points_from_in TO metrics_points AS
 SELECT
     fromUnixTimestamp64Nano(
-        if(i.time BETWEEN 946684800000000000 AND i.received_time + 86400000000000, i.time, i.received_time), 'UTC'
+        if(i.time BETWEEN 946684800000000000 AND i.receipt + 86400000000000, i.time, i.receipt), 'UTC'
     ) AS timestamp,
     i.event_id AS event_id,
     i.region AS region,
@@ -154,7 +154,7 @@ SELECT
     i.quantiles AS quantiles,
     arrayMap(x -> tuple(x.1, x.2, lower(hex(x.3)), lower(hex(x.4)), x.5), i.exemplars) AS exemplars,
     i.ordinal AS ordinal
-FROM metrics_points_in AS i;
+FROM (SELECT *, intDiv(received_time, 1000000) * 1000000 AS receipt FROM metrics_points_in) AS i;
 
 -- Points of every type as people read them; a row a point, never two.
 CREATE VIEW IF NOT EXISTS metrics AS

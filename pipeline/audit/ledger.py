@@ -15,6 +15,7 @@ from pipeline.kafka.reader import Message
 # design, section 3: a record whose own time is missing, before 2000 or more than a day ahead stands at its receipt time
 SANE_FROM_NS = 946_684_800 * 10**9
 SANE_AHEAD_NS = 86_400 * 10**9
+RECEIPT_NS = 10**6  # what is below tells the forms of an event apart, not when it was received
 ERROR = 17  # OTLP SeverityNumber
 
 
@@ -99,9 +100,10 @@ class Ledger:
         received = [record["received_time"] for record in records]
         self._received_us.extend([time // 1000 for time in received])
         sent = _sent(records, self._signal)
-        sane = [SANE_FROM_NS <= time <= now + SANE_AHEAD_NS for time, now in zip(sent, received, strict=True)]
+        receipts = [time - time % RECEIPT_NS for time in received]
+        sane = [SANE_FROM_NS <= time <= now + SANE_AHEAD_NS for time, now in zip(sent, receipts, strict=True)]
         self._timeless.extend([not is_sane for is_sane in sane])
-        stands = [time if ok else now for time, ok, now in zip(sent, sane, received, strict=True)]
+        stands = [time if ok else now for time, ok, now in zip(sent, sane, receipts, strict=True)]
         self._time_us.extend([time // 1000 for time in stands])
         if self._signal == "metrics":
             self._series_id.extend([record["series_id"] for record in records])

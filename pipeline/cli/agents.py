@@ -78,7 +78,7 @@ def try_(
 
 
 @app.command("test")
-def test(  # noqa: PT028 - a command
+def hold(
     paths: Paths = None,
     last: Last = "1h",
     as_json: AsJson = False,

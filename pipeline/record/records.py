@@ -289,8 +289,18 @@ def encoded(record: Record, event_id: bytes, parent: Record, shift_ns: int) -> b
 
 
 def moved(record: Record, parent: Record) -> bool:
-    """Whether stores would file the record elsewhere than `parent`, whose id it has."""
-    return any(name in record._changed and record.piece(name) != parent.piece(name) for name in record.place)
+    """Whether stores would file the record, or a row of its own that they make of it, elsewhere than `parent`, whose
+    id it has."""
+    if any(name in record._changed and record.piece(name) != parent.piece(name) for name in record.place):
+        return True
+    if record._changed.keys() & {"events", "links"} and isinstance(record, Span) and isinstance(parent, Span):
+        return _rows(record) != _rows(parent)
+    return False
+
+
+def _rows(span: Span) -> tuple[list[int], list[bytes]]:
+    """What tells the rows of a span's events and links apart, beside their number."""
+    return [event.time for event in span.events], [link.trace_id for link in span.links]
 
 
 def with_series(point: MetricPoint, parent: Record) -> MetricPoint:

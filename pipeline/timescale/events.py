@@ -9,7 +9,7 @@ import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
 
-from pipeline.record.times import SANE_AHEAD_NS, SANE_FROM_NS
+from pipeline.record.times import RECEIPT_NS, SANE_AHEAD_NS, SANE_FROM_NS
 from pipeline.settings import PostgresSettings
 from pipeline.telemetry import metrics
 from pipeline.timescale import rows
@@ -22,10 +22,23 @@ COLUMNS = {
     "severity_number": "int4", "severity_text": "text", "event_name": "text", "body": "text", "attributes": "jsonb",
     "resource_attributes": "jsonb", "trace_id": "text", "span_id": "text", "received_time": "timestamptz",
 }  # fmt: skip
+VALUES = [column for column in COLUMNS if column not in ("time", "event_id")]
 TEXTS = ("tenant", "region", "service", "host", "severity_text", "event_name", "body")
 COPY = f"COPY {{}} ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
 INCOMING = "CREATE TEMPORARY TABLE incoming_events (LIKE events) ON COMMIT DROP"
-INSERT = "INSERT INTO events SELECT * FROM incoming_events ON CONFLICT (time, event_id) DO NOTHING"
+# Of two forms of an event the one received later stays, whichever comes first: see agents/transform.py.
+LATER = ", ".join(f"EXCLUDED.{column}" for column in VALUES)
+INSERT = f"""
+    WITH written AS (
+        INSERT INTO events AS held
+        SELECT DISTINCT ON (time, event_id) * FROM incoming_events ORDER BY time, event_id, received_time DESC
+        ON CONFLICT (time, event_id) DO UPDATE SET ({", ".join(VALUES)}) = ROW ({LATER})
+        WHERE EXCLUDED.received_time > held.received_time
+        RETURNING held.time, held.event_id
+    )
+    SELECT count(*) - count(replaced.event_id), count(replaced.event_id)
+    FROM written LEFT JOIN events AS replaced USING (time, event_id)  -- as they were before
+"""  # noqa: S608  # names of ours
 
 
 class EventStore:
@@ -43,9 +56,10 @@ class EventStore:
         if not found.height:
             return
         incoming = [_row(record) for record in found.iter_rows()]
-        inserted = self.session.write(partial(_copy, TABLE, incoming), partial(_insert, incoming))
+        inserted, updated = self.session.write(partial(_copy_in, incoming), partial(_upsert, incoming))
         metrics.INSERTED.labels(TABLE).inc(inserted)
-        metrics.UNCHANGED.labels(TABLE).inc(len(incoming) - inserted)
+        metrics.UPDATED.labels(TABLE).inc(updated)
+        metrics.UNCHANGED.labels(TABLE).inc(len(incoming) - inserted - updated)
 
 
 def events(joined: bytes) -> pl.DataFrame:
@@ -60,12 +74,13 @@ def events(joined: bytes) -> pl.DataFrame:
         return found
     sent = pl.when(pl.col("time") != 0).then("time").otherwise("observed_time")
     received = pl.col("received_time")
-    sane = sent.is_between(SANE_FROM_NS, received + SANE_AHEAD_NS)
+    receipt = received // RECEIPT_NS * RECEIPT_NS
+    sane = sent.is_between(SANE_FROM_NS, receipt + SANE_AHEAD_NS)
     return (
         rows.read(joined, [*COLUMNS, "observed_time"])
         .filter(pl.col("row").is_in(found["row"].implode()))
         .with_columns(
-            _microseconds(pl.when(sane).then(sent).otherwise(received)).alias("time"),
+            _microseconds(pl.when(sane).then(sent).otherwise(receipt)).alias("time"),
             _microseconds(received).alias("received_time"),
             pl.col(*TEXTS).str.replace_all("\0", "\ufffd", literal=True),
             pl.col("trace_id", "span_id").bin.encode("hex"),
@@ -91,15 +106,20 @@ def _storable(texts: dict[str, str]) -> dict[str, str]:
 _dumps = partial(json.dumps, ensure_ascii=False)
 
 
-def _copy(table: str, incoming: list[tuple[Any, ...]], cursor: psycopg.Cursor) -> int:
+def _copy_in(incoming: list[tuple[Any, ...]], cursor: psycopg.Cursor) -> tuple[int, int]:
+    _copy(TABLE, incoming, cursor)
+    return len(incoming), 0
+
+
+def _upsert(incoming: list[tuple[Any, ...]], cursor: psycopg.Cursor) -> tuple[int, int]:
+    cursor.execute(INCOMING.encode())
+    _copy("incoming_events", incoming, cursor)
+    inserted, updated = cursor.execute(INSERT.encode()).fetchone() or (0, 0)
+    return inserted, updated
+
+
+def _copy(table: str, incoming: list[tuple[Any, ...]], cursor: psycopg.Cursor) -> None:
     with cursor.copy(COPY.format(table).encode()) as copy:
         copy.set_types(list(COLUMNS.values()))
         for row in incoming:
             copy.write_row(row)
-    return len(incoming)
-
-
-def _insert(incoming: list[tuple[Any, ...]], cursor: psycopg.Cursor) -> int:
-    cursor.execute(INCOMING.encode())
-    _copy("incoming_events", incoming, cursor)
-    return cursor.execute(INSERT.encode()).rowcount

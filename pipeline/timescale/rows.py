@@ -17,7 +17,7 @@ import polars as pl
 import polars_avro
 
 from pipeline.errors import Rejected
-from pipeline.record.times import SANE_AHEAD_NS, SANE_FROM_NS
+from pipeline.record.times import RECEIPT_NS, SANE_AHEAD_NS, SANE_FROM_NS
 
 DECODE_WITHIN_S = 5.0  # 16 MB take 0.1 s
 EPOCH_2000_US = 946_684_800 * 10**6
@@ -59,9 +59,10 @@ def points(joined: bytes) -> pl.DataFrame:
     absurd (before 2000, more than a day ahead). Raise Rejected where the file does not decode.
     """
     received, time = pl.col("received_time"), pl.col("time")
-    sane = time.is_between(SANE_FROM_NS, received + SANE_AHEAD_NS)
+    receipt = received // RECEIPT_NS * RECEIPT_NS
+    sane = time.is_between(SANE_FROM_NS, receipt + SANE_AHEAD_NS)
     microseconds = [
-        (pl.when(sane).then(time).otherwise(received) // 1000 - EPOCH_2000_US).alias("time"),
+        (pl.when(sane).then(time).otherwise(receipt) // 1000 - EPOCH_2000_US).alias("time"),
         (received // 1000 - EPOCH_2000_US).alias("received_time"),
     ]
     return read(joined, POINT_COLUMNS).with_columns(microseconds).sort("series_id", "time")

@@ -620,7 +620,8 @@ def test_errors_and_events_are_kept_as_they_were_sent(metrics_store: Metrics, ev
 
 
 def test_an_event_that_comes_again_is_one_row(metrics_store: Metrics, events_writer: PostgresWriter) -> None:
-    """Redelivered in another cut, twice in one batch, by a new writer and with another region's copy: one row an id."""
+    """Redelivered in another cut, twice in one batch, by a new writer and with another region's copy: one row an id, of
+    the latest receipt."""
     service = new_service()
     request = requests.logs(*range(5))
     request.resource_logs[0].resource.attributes[0].value.string_value = service
@@ -637,9 +638,10 @@ def test_an_event_that_comes_again_is_one_row(metrics_store: Metrics, events_wri
         assert writer.write(batch) == sum(int(message.headers["records"]) for message in batch)
         counted.append(counts("events"))
         writer._store.session.close()
-    assert steps(counted) == [(5, 0, 0, 0), (1, 0, 10, 0), (0, 0, 10, 0)]
+    assert steps(counted) == [(5, 0, 0, 0), (1, 5, 5, 0), (0, 0, 10, 0)]
     found = stored_events(metrics_store, service)
     assert len({row[1] for row in found}) == len(found) == 6
+    assert sorted(row[2] for row in found)[-5:] == [(RECEIVED + 5000) // 1000] * 5
 
 
 def test_logs_without_errors_and_events_need_no_database() -> None:
