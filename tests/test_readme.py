@@ -1,5 +1,6 @@
 """What the README promises exists: commands, targets, metrics, settings, tables."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -10,7 +11,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from pipeline.gateway.tenants import Declared, load
+from pipeline.record.framing import Origin
 from pipeline.settings import ROOT, Settings
+from pipeline.tables.model import declared, registered
+from pipeline.tables.rows import Limits, Rows
 from pipeline.telemetry import metrics  # noqa: F401 - fills the registry
 
 README = (ROOT / "README.md").read_text()
@@ -57,6 +61,15 @@ def test_tenants_example_is_valid(tmp_path: pathlib.Path) -> None:
     [text] = [text for kind, text in BLOCKS if kind == "toml" and "[tenants." in text]
     (tmp_path / "tenants.toml").write_text(text)
     assert load(tmp_path / "tenants.toml")["shop"].model_fields_set == set(Declared.model_fields)
+
+
+def test_the_example_of_a_table_is_valid() -> None:
+    """The table that the README declares can be registered, and the row that it posts fits."""
+    [text] = [text for kind, text in BLOCKS if kind == "json"]
+    table = registered(declared(json.loads(text)), who="ann", at="now")
+    [row] = re.findall(r"-d '(.*)'", README)
+    origin, limits = Origin("shop", "eu", 1_795_000_000 * 10**9), Limits()
+    assert Rows(table).encode([json.loads(row)], origin, partitions=1, limits=limits).accepted == 1
 
 
 def test_topics_and_tables_exist() -> None:

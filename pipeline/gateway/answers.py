@@ -17,6 +17,7 @@ from pipeline.gateway.compression import UnknownCoding
 from pipeline.gateway.tenants import Forbidden, Throttled, Unauthenticated
 from pipeline.otlp import REFUSALS
 from pipeline.record.schema import Signal
+from pipeline.tables.client import UnknownTable
 
 RESPONSES: dict[Signal, tuple[type[Message], str]] = {
     "logs": (ExportLogsServiceResponse, "rejected_log_records"),
@@ -27,6 +28,10 @@ RESPONSES: dict[Signal, tuple[type[Message], str]] = {
 
 class UnknownType(Rejected):
     """A Content-Type that is not OTLP's."""
+
+
+class Gone(Rejected):
+    """What was there and takes no more."""
 
 
 class Answer(NamedTuple):
@@ -52,6 +57,8 @@ FAILURES: dict[type[PipelineError], tuple[str, int, int]] = {
     Forbidden: ("forbidden", 403, code_pb2.PERMISSION_DENIED),
     UnknownType: ("rejected", 415, code_pb2.INVALID_ARGUMENT),
     UnknownCoding: ("rejected", 415, code_pb2.UNIMPLEMENTED),
+    UnknownTable: ("rejected", 404, code_pb2.NOT_FOUND),
+    Gone: ("rejected", 410, code_pb2.FAILED_PRECONDITION),
     TooLarge: ("too_large", 413, code_pb2.RESOURCE_EXHAUSTED),  # without RetryInfo: the same again would not help
     Rejected: ("rejected", 400, code_pb2.INVALID_ARGUMENT),
     Throttled: ("throttled", 429, code_pb2.RESOURCE_EXHAUSTED),

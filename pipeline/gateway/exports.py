@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -16,18 +16,26 @@ from pipeline.gateway import answers
 from pipeline.gateway.admission import Admission, Held
 from pipeline.gateway.answers import Answer
 from pipeline.gateway.compression import opened
-from pipeline.gateway.intake import Intake
+from pipeline.gateway.intake import Intake, Stream
 from pipeline.gateway.tenants import Tenant, Tenants
 from pipeline.otlp.json import to_protobuf
-from pipeline.record.schema import Signal
-from pipeline.record.times import receipt_ns
+from pipeline.record import schema
+from pipeline.record.framing import Group, Origin
+from pipeline.record.schema import Schema, Signal
 from pipeline.settings import GatewaySettings
 from pipeline.telemetry import metrics
 
 log = structlog.get_logger()
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-IN_PLACE_BYTES = {"protobuf": 1024 * 1024, "json": 64 * 1024}  # larger bodies leave the event loop to others
+IN_PLACE_BYTES = {
+    "protobuf": 1024 * 1024,
+    "json": 64 * 1024,
+    "ndjson": 64 * 1024,
+}  # larger bodies leave the event loop to others
 LARGE_WITHIN_S = 5.0  # until a large body's turn
+
+
+Encoding = Literal["protobuf", "json", "ndjson"]
 
 
 class Call(NamedTuple):
@@ -35,7 +43,7 @@ class Call(NamedTuple):
 
     protocol: Literal["grpc", "http"]
     signal: Signal
-    encoding: Literal["protobuf", "json"]
+    encoding: Encoding
     authorization: str
     certificate: tuple[str, ...]
     traceparent: str
@@ -59,6 +67,36 @@ class Body(Protocol):
 
         Raise TooLarge, or Rejected where it is not framed as it should be.
         """
+
+
+class Outcome(Protocol):
+    """What came of a body."""
+
+    groups: list[Group]
+    untimed: int
+
+    @property
+    def accepted(self) -> int: ...
+
+
+Found = TypeVar("Found", bound=Outcome)
+
+
+class Job(Protocol[Found]):
+    """What is done with one request's body; larger bodies than `in_place_bytes` leave the event loop to others."""
+
+    signal: Signal
+    schema: Schema
+    in_place_bytes: int
+
+    def encode(self, body: bytes, origin: Origin, partitions: int) -> Found:
+        """Turn a body into container files. Raise Rejected where it is none of this kind. May run in a thread."""
+
+    async def stands(self, found: Found) -> bool:
+        """Whether it stays at that; else the same body is encoded once more."""
+
+    def count(self, found: Found, tenant: str) -> None:
+        """Into the metrics, what is of this kind alone."""
 
 
 def larger_than(limit: int) -> TooLarge:
@@ -91,52 +129,72 @@ class Exports:
         )
 
     async def export(self, call: Call, body: Body) -> Answer:
-        """Answer one request: OK once every accepted record is safe. Never raises but when cancelled."""
+        """Answer one OTLP request: OK once every accepted record is safe. Never raises but when cancelled."""
+
+        async def job() -> _Otlp:
+            return _Otlp(call, self._intake.rules(self._rules), self._settings.max_json_values)
+
+        return await self.answered(call, self._export(call, body, job))
+
+    async def _export(self, call: Call, body: Body, job: "Callable[[], Awaitable[_Otlp]]") -> Answer:
+        encoded = await self.accepted(call, body, job)
+        return answers.success(call.signal, encoded.refused, encoded.shed)
+
+    async def answered(self, call: Call, way: Awaitable[Answer]) -> Answer:
+        """What `way` comes to, its failures as answers, counted."""
         with metrics.IN_FLIGHT.labels(call.protocol).track_inprogress():
             try:
-                answer = await self._export(call, body)
+                answer = await way
             except PipelineError as error:
                 answer = answers.failure(error, self._settings.retry_after_s)
             except Exception:
-                log.exception("an export failed")
+                log.exception("a request failed")
                 answer = answers.bug()
         metrics.REQUESTS.labels(call.protocol, call.signal, answer.outcome).inc()
         return answer
 
-    async def _export(self, call: Call, body: Body) -> Answer:
+    async def accepted(self, call: Call, body: Body, job: Callable[[], Awaitable["Job[Found]"]]) -> Found:
+        """What a request came to, once all that was accepted of it is safe; `job` is made for a known tenant only.
+
+        Raise one of ours where nothing is promised.
+        """
         tenant = self._tenants.identify(call.authorization, call.certificate)
         tenant.check(call.signal)
+        work = await job()
         with self._admission.held() as held:
             async with _within(self._settings.receive_within_s, "The body did not arrive in time."):
                 received = await body.read(held.reserve)
             held.enter()
             started = time.perf_counter()
-            encoded = await self._encoded(call, tenant, received, (body.coding, held))
+            found = await self._encoded(tenant, work, received, (body.coding, held))
+            if not await work.stands(found):
+                found = await self._encoded(tenant, work, received, (body.coding, held))
             del received
             held.resize(0)  # from here on the intake counts its bytes
-            tenant.take(records=encoded.accepted)
-            await self._intake.make_safe(call.signal, tenant.name, encoded.groups, call.traceparent)
-        _count(call.signal, tenant.name, encoded)
+            tenant.take(records=found.accepted)
+            await self._intake.make_safe(Stream(call.signal, work.schema, tenant.name), found.groups, call.traceparent)
+        metrics.ACCEPTED.labels(call.signal, tenant.name).inc(found.accepted)
+        if found.untimed:
+            metrics.UNTIMED.labels(call.signal, tenant.name).inc(found.untimed)
+        work.count(found, tenant.name)
         metrics.REQUEST_SECONDS.labels(call.signal).observe(time.perf_counter() - started)
-        return answers.success(call.signal, encoded.refused, encoded.shed)
+        return found
 
-    async def _encoded(self, call: Call, tenant: Tenant, received: bytes, how: tuple[str, Held]) -> otlp.Encoded:
+    async def _encoded(self, tenant: Tenant, work: "Job[Found]", received: bytes, how: tuple[str, Held]) -> Found:
         """Open and encode a body: a small one at once, large ones aside and one at a time.
 
         Each begins when what others became fits into memory, so no more than one is beyond that.
         """
         coding, held = how
-        origin = otlp.Origin(tenant.name, self._region, receipt_ns(time.time_ns()))
-        partitions, rules = self._intake.partitions(call.signal), self._intake.rules(self._rules)
-        most, values = self._settings.max_decoded_bytes, self._settings.max_json_values
+        origin = Origin(tenant.name, self._region, time.time_ns())
+        partitions, most = self._intake.partitions(work.signal), self._settings.max_decoded_bytes
 
-        def encode(body: bytes) -> otlp.Encoded:
+        def encode(body: bytes) -> Found:
             tenant.take(size=len(body))
-            protobuf = to_protobuf(call.signal, body, max_values=values) if call.encoding == "json" else body
-            return otlp.encode(call.signal, protobuf, origin, partitions=partitions, rules=rules)
+            return work.encode(body, origin, partitions)
 
         await held.reserve(0)
-        small = _opened_in_place(received, coding, min(most, IN_PLACE_BYTES[call.encoding]))
+        small = _opened_in_place(received, coding, min(most, work.in_place_bytes))
         if small is not None:
             return encode(small)
         async with _within(LARGE_WITHIN_S, "Other large bodies are being read: come again, or send smaller ones."):
@@ -147,6 +205,34 @@ class Exports:
             return await loop.run_in_executor(self._aside, lambda: encode(opened(received, coding, most)))
         finally:
             self._large.release()
+
+
+class _Otlp:
+    """OTLP's job: one signal in one encoding."""
+
+    def __init__(self, call: Call, rules: otlp.Rules, max_values: int) -> None:
+        self.signal = call.signal
+        self.schema = schema.of(call.signal)
+        self.in_place_bytes = IN_PLACE_BYTES[call.encoding]
+        self._is_json = call.encoding == "json"
+        self._rules = rules
+        self._max_values = max_values
+
+    def encode(self, body: bytes, origin: Origin, partitions: int) -> otlp.Encoded:
+        if self._is_json:
+            body = to_protobuf(self.signal, body, max_values=self._max_values)
+        return otlp.encode(self.signal, body, origin, partitions=partitions, rules=self._rules)
+
+    async def stands(self, _: otlp.Encoded) -> bool:
+        return True
+
+    def count(self, found: otlp.Encoded, tenant: str) -> None:
+        for reason, count in found.refused.items():
+            metrics.REFUSED.labels(self.signal, tenant, reason).inc(count)
+        for severity, count in found.shed.items():
+            metrics.SHED.labels(self.signal, tenant, severity).inc(count)
+        if found.cut:
+            metrics.CUT.labels(self.signal, tenant).inc(found.cut)
 
 
 def _opened_in_place(received: bytes, coding: str, limit: int) -> bytes | None:
@@ -167,15 +253,3 @@ async def _within(seconds: float, otherwise: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise Unavailable(otherwise) from None
-
-
-def _count(signal: Signal, tenant: str, encoded: otlp.Encoded) -> None:
-    metrics.ACCEPTED.labels(signal, tenant).inc(encoded.accepted)
-    for reason, count in encoded.refused.items():
-        metrics.REFUSED.labels(signal, tenant, reason).inc(count)
-    for severity, count in encoded.shed.items():
-        metrics.SHED.labels(signal, tenant, severity).inc(count)
-    if encoded.untimed:
-        metrics.UNTIMED.labels(signal, tenant).inc(encoded.untimed)
-    if encoded.cut:
-        metrics.CUT.labels(signal, tenant).inc(encoded.cut)

@@ -1,9 +1,9 @@
-"""OTLP/HTTP; source: the OTLP specification 1.9, "OTLP/HTTP"."""
+"""OTLP/HTTP, source: the OTLP specification 1.9, "OTLP/HTTP"; and rows of registered tables beside it."""
 
+import json
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal
 
 import aiohttp_cors
 from aiohttp import ClientPayloadError, web
@@ -15,24 +15,27 @@ from google.rpc import code_pb2, status_pb2
 from pipeline.errors import Rejected
 from pipeline.gateway import answers, tls
 from pipeline.gateway.answers import Answer
-from pipeline.gateway.exports import Call, Exports, Room, larger_than, traceparent
+from pipeline.gateway.events import Events
+from pipeline.gateway.exports import Call, Encoding, Exports, Room, larger_than, traceparent
 from pipeline.record.schema import SIGNALS, Signal
 from pipeline.settings import GatewaySettings
 from pipeline.telemetry import metrics
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
-ENCODINGS: dict[str, Literal["protobuf", "json"]] = {PROTOBUF: "protobuf", JSON: "json"}
+ENCODINGS: dict[str, Encoding] = {PROTOBUF: "protobuf", JSON: "json"}
+ROW_ENCODINGS: dict[str, Encoding] = {JSON: "json", "application/x-ndjson": "ndjson"}
 CLIENTS = 10_000  # whose connections' ages are known
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(exports: Exports, settings: GatewaySettings) -> web.Application:
-    """POST /v1/logs, /v1/metrics, /v1/traces."""
+def application(exports: Exports, events: Events, settings: GatewaySettings) -> web.Application:
+    """POST /v1/logs, /v1/metrics, /v1/traces, and /v1/events/{table}."""
     app = web.Application(
         client_max_size=settings.max_body_bytes, middlewares=[_ageing(settings.max_connection_age_s), _stated]
     )
     routes = [app.router.add_post(f"/v1/{signal}", _handler(signal, exports, settings)) for signal in SIGNALS]
+    routes.append(app.router.add_post("/v1/events/{table}", _rows_handler(events, settings)))
     if settings.cors_origins:
         # Without credentials: browsers send the API key as a header, which a page must know anyway.
         options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
@@ -51,18 +54,37 @@ def _handler(signal: Signal, exports: Exports, settings: GatewaySettings) -> Han
         if encoding is None:
             message = f"Content-Type {_ascii(request.content_type)} is not supported: send {PROTOBUF} or {JSON}."
             metrics.REQUESTS.labels("http", signal, "rejected").inc()
-            return _response(answers.failure(answers.UnknownType(message), 0), JSON)
-        call = Call(
-            "http",
-            signal,
-            encoding,
-            _ascii(request.headers.get("Authorization", "")),
-            tls.names(request.get_extra_info("peercert")),
-            traceparent(request.headers.get("traceparent", "")),
-        )
-        return _response(await exports.export(call, _Body(request, settings.max_body_bytes)), request.content_type)
+            answer = answers.failure(answers.UnknownType(message), 0)
+            return _response(answer, _serialized(answer.message, JSON), JSON)
+        answer = await exports.export(_call(request, signal, encoding), _Body(request, settings.max_body_bytes))
+        return _response(answer, _serialized(answer.message, request.content_type), request.content_type)
 
     return export
+
+
+def _rows_handler(events: Events, settings: GatewaySettings) -> Handler:
+    async def post(request: web.Request) -> web.Response:
+        encoding = ROW_ENCODINGS.get(request.content_type)
+        if encoding is None:
+            metrics.REQUESTS.labels("http", "events", "rejected").inc()
+            told = f"Content-Type {_ascii(request.content_type)} is not supported: send {' or '.join(ROW_ENCODINGS)}."
+            return web.json_response({"error": told}, status=415)
+        name, body = request.match_info["table"], _Body(request, settings.max_body_bytes)
+        answer, document = await events.post(_call(request, "events", encoding), name, body)
+        return _response(answer, json.dumps(document).encode(), JSON)
+
+    return post
+
+
+def _call(request: web.Request, signal: Signal, encoding: Encoding) -> Call:
+    return Call(
+        "http",
+        signal,
+        encoding,
+        _ascii(request.headers.get("Authorization", "")),
+        tls.names(request.get_extra_info("peercert")),
+        traceparent(request.headers.get("traceparent", "")),
+    )
 
 
 def _ascii(header: str) -> str:
@@ -94,10 +116,8 @@ class _Body:
         return b"".join(pieces)
 
 
-def _response(answer: Answer, content_type: str) -> web.Response:
-    response = web.Response(
-        body=_serialized(answer.message, content_type), status=answer.http_status, content_type=content_type
-    )
+def _response(answer: Answer, body: bytes, content_type: str) -> web.Response:
+    response = web.Response(body=body, status=answer.http_status, content_type=content_type)
     if answer.retry_after_s is not None:
         response.headers["Retry-After"] = answer.retry_after
     if answer.http_status == 401:
@@ -118,7 +138,7 @@ async def _stated(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except web.HTTPClientError as error:
         content_type = PROTOBUF if request.content_type == PROTOBUF else JSON
-        message = f"{error.reason}: POST to /v1/logs, /v1/metrics or /v1/traces."
+        message = f"{error.reason}: POST to /v1/logs, /v1/metrics, /v1/traces or /v1/events/TABLE."
         body = _serialized(status_pb2.Status(code=code_pb2.NOT_FOUND, message=message), content_type)
         return web.Response(body=body, status=error.status, headers=_allowed(error), content_type=content_type)
 

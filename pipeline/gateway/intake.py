@@ -3,19 +3,28 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from pipeline import otlp
 from pipeline.errors import Unavailable
 from pipeline.gateway.outlet import Outlet, Safe
 from pipeline.otlp import Rules
 from pipeline.record import container, schema
-from pipeline.record.schema import Signal
+from pipeline.record.framing import MAX_VALUE_BYTES, Group
+from pipeline.record.schema import Schema, Signal
 from pipeline.spool.message import Message
 from pipeline.telemetry import metrics
 
 ENOUGH_RECORDS = 200  # a message that full leaves at once
 ENOUGH_BYTES = 256 * 1024
 SPOOL_WITHIN_S = 3.0
+
+
+class Stream(NamedTuple):
+    """What records have in common that may share a message."""
+
+    signal: Signal
+    schema: Schema
+    tenant: str
 
 
 class Intake:
@@ -25,7 +34,7 @@ class Intake:
         self._outlet = outlet
         self._region = region
         self._within_s = within_s + SPOOL_WITHIN_S
-        self._lanes: dict[tuple[Signal, str, int], _Lane] = {}
+        self._lanes: dict[tuple[str, str, bytes, int], _Lane] = {}
         self.queued_bytes = 0
 
     def partitions(self, signal: Signal) -> int:
@@ -35,13 +44,13 @@ class Intake:
         """`rules`, with what is to be shed now."""
         return self._outlet.rules(rules)
 
-    async def make_safe(self, signal: Signal, tenant: str, groups: Sequence[otlp.Group], traceparent: str) -> None:
+    async def make_safe(self, stream: Stream, groups: Sequence[Group], traceparent: str) -> None:
         """Return once all `groups` are in Kafka with acks=all, or fsynced in the spool.
 
         Raise Unavailable where that did not happen in time: then nothing is promised, and the client's retry gives
         the same event_ids.
         """
-        safe = {self._lane(signal, tenant, group.partition).add(group, traceparent) for group in groups}
+        safe = {self._lane(stream, group.partition).add(group, traceparent) for group in groups}
         if not safe:
             return
         # asyncio.wait leaves the futures alone when this request is cancelled: others share them.
@@ -58,45 +67,45 @@ class Intake:
         self.queued_bytes += size
         metrics.QUEUED_BYTES.set(self.queued_bytes)
 
-    def _lane(self, signal: Signal, tenant: str, partition: int) -> "_Lane":
-        key = signal, tenant, partition
+    def _lane(self, stream: Stream, partition: int) -> "_Lane":
+        # The head too: what is joined must have the same, whatever it is called.
+        key = stream.tenant, stream.schema.name, stream.schema.head, partition
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(self, self._outlet, self._region, key)
+            lane = self._lanes[key] = _Lane(self, self._outlet, self._region, (stream, partition))
         return lane
 
 
 class _Lane:
-    """The way of one signal and tenant into one partition.
+    """The way of one stream into one partition.
 
     With nothing under way a group leaves at once; while a message is under way groups gather, and leave together when
     it is acknowledged or when they are enough for a message. So an idle gateway does not wait and a busy one fills
     its messages.
     """
 
-    def __init__(self, intake: Intake, outlet: Outlet, region: str, key: tuple[Signal, str, int]) -> None:
+    def __init__(self, intake: Intake, outlet: Outlet, region: str, way: tuple[Stream, int]) -> None:
         self._intake = intake
         self._outlet = outlet
-        self._signal, tenant, self._partition = key
+        (self._signal, self._schema, tenant), self._partition = way
         self._labels = self._signal, tenant
-        self._schema = schema.of(self._signal)
         self._headers = [
             ("tenant", tenant.encode()),
             ("region", region.encode()),
             ("signal", self._signal.encode()),
             ("schema", self._schema.name.encode()),
         ]
-        self._gathered: list[otlp.Group] = []
+        self._gathered: list[Group] = []
         self._gathered_bytes = 0
         self._gathered_records = 0
         self._traceparent = ""
         self._under_way = 0
         self._next: Safe = asyncio.get_running_loop().create_future()
 
-    def add(self, group: otlp.Group, traceparent: str) -> Safe:
+    def add(self, group: Group, traceparent: str) -> Safe:
         """Take one container file; the future is done when the message that carries it is."""
         size = len(group.value)
-        if self._gathered_bytes + size > otlp.MAX_VALUE_BYTES:
+        if self._gathered_bytes + size > MAX_VALUE_BYTES:
             self._send()
         self._intake.count(size)
         self._gathered.append(group)

@@ -8,7 +8,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import structlog
 import uvloop
@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline.errors import Misconfigured
 from pipeline.gateway import grpc, http
+from pipeline.gateway.events import Events
 from pipeline.gateway.exports import Exports
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.outlet import Outlet
@@ -27,10 +28,12 @@ from pipeline.kafka.producer import Publisher
 from pipeline.record import schema
 from pipeline.settings import LOOPBACK, GatewaySettings, Settings, is_loopback
 from pipeline.spool.spool import Spool
+from pipeline.tables.client import Tables
 from pipeline.telemetry import health, metrics
 
 log = structlog.get_logger()
 STOP_WITHIN_S = 15.0  # in-flight requests and what is queued to Kafka
+TABLES = "tables.json"  # in the spool's directory: what was last known of the registered ones
 LOOK_S = 1.0  # for changed files
 
 
@@ -100,11 +103,13 @@ async def _serve(settings: Settings) -> None:
 
     own = settings.spool.model_copy(update={"max_bytes": settings.spool.max_bytes // gateway.workers})
     spool = Spool(own)
-    topics = [schema.topic(name) for name in schema.SIGNALS]
+    topics = [schema.topic(name) for name in get_args(schema.Signal)]
     publisher = Publisher(settings.kafka, topics, within_s=gateway.acknowledge_within_s)
     outlet = Outlet(publisher, spool, own)
     intake = Intake(outlet, settings.region, within_s=gateway.acknowledge_within_s)
     exports = Exports(gateway, settings.region, tenants, intake)
+    tables = Tables(settings.registry, file=settings.spool.directory / TABLES)
+    events = Events(gateway, exports, tables)
 
     def unready() -> dict[str, str]:
         asked = None if publisher.asked else publisher.unready()
@@ -115,7 +120,8 @@ async def _serve(settings: Settings) -> None:
         reason = outlet.degraded()
         return {"kafka": reason} if reason else {}
 
-    servers = await _listen(gateway, exports, certificates, health.routes(unready, degraded))
+    tables.start()
+    servers = await _listen(gateway, (exports, events), certificates, health.routes(unready, degraded))
     draining = asyncio.create_task(outlet.drain(stop))
     watching = asyncio.create_task(_watch(gateway, reload, (tenants, certificates)))
 
@@ -129,6 +135,7 @@ async def _serve(settings: Settings) -> None:
     await draining
     left = await asyncio.to_thread(publisher.close, STOP_WITHIN_S / 2)
     await asyncio.to_thread(spool.close)
+    await asyncio.to_thread(tables.close)
     log.info("gateway stopped", unacknowledged_messages=left)
     if publisher.fatal:
         sys.stdout.flush()
@@ -149,9 +156,10 @@ class _Servers(NamedTuple):
 
 
 async def _listen(
-    gateway: GatewaySettings, exports: Exports, certificates: Certificates, probes: list[web.RouteDef]
+    gateway: GatewaySettings, answering: tuple[Exports, Events], certificates: Certificates, probes: list[web.RouteDef]
 ) -> _Servers:
-    app = http.application(exports, gateway)
+    exports, events = answering
+    app = http.application(exports, events, gateway)
     health_app = web.Application() if gateway.health_port else app
     health_app.router.add_routes(probes)
     servers = _Servers(

@@ -3,7 +3,7 @@
 [tenants.shop]
 keys = ["sha256:…"]                   # of `pipeline tenants key`; only hashes are kept
 certificates = ["shop.example.com"]   # common or alternative names of client certificates
-signals = ["logs", "traces"]          # default all
+signals = ["logs", "traces"]          # default all: also metrics, and events, rows of registered tables
 records_per_s = 50000                 # default no limit
 bytes_per_s = 25000000                # as decompressed
 burst_s = 10                          # that much of each may come at once
@@ -16,12 +16,12 @@ import secrets
 import time
 import tomllib
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.errors import Misconfigured, Rejected, Unavailable
-from pipeline.record.schema import SIGNALS, Signal
+from pipeline.record.schema import Signal
 from pipeline.settings import Alias, Part
 
 HASH = "sha256:"
@@ -49,7 +49,7 @@ class Declared(Part):
 
     keys: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...] = ()
     certificates: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    signals: frozenset[Signal] = frozenset(SIGNALS)
+    signals: frozenset[Signal] = frozenset(get_args(Signal))
     records_per_s: Rate | None = None
     bytes_per_s: Rate | None = None
     burst_s: Annotated[float, Field(ge=1)] = 10.0

@@ -52,7 +52,7 @@ class FakePublisher:
         return acknowledged
 
     def known_partitions(self) -> dict[str, int]:
-        return dict.fromkeys(("logs_raw", "metrics_raw", "traces_raw"), self._partitions)
+        return dict.fromkeys(("logs_raw", "metrics_raw", "traces_raw", "events_raw"), self._partitions)
 
     def release(self, failure: Unavailable | None = None) -> None:
         held, self._held = self._held, []

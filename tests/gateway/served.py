@@ -13,13 +13,15 @@ from aiohttp import web
 
 from pipeline.gateway import grpc as otlp_grpc
 from pipeline.gateway import http as otlp_http
+from pipeline.gateway.events import Events
 from pipeline.gateway.exports import Exports
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.outlet import Outlet
 from pipeline.gateway.tenants import Tenants
 from pipeline.gateway.tls import Certificates
-from pipeline.settings import GatewaySettings, SpoolSettings
+from pipeline.settings import GatewaySettings, RegistrySettings, SpoolSettings
 from pipeline.spool.spool import Spool
+from pipeline.tables.client import Tables
 from tests.gateway.fake import FakePublisher
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
@@ -34,6 +36,7 @@ class Gateway:
     spool: Spool
     outlet: Outlet
     tenants: Tenants
+    tables: Tables
     certificates: Certificates
     http_port: int
     grpc_port: int
@@ -61,7 +64,10 @@ def export(channel: grpc.Channel, signal: str = "logs") -> Any:
 
 @contextmanager
 def serving(
-    directory: pathlib.Path, settings: GatewaySettings | None = None, spool_settings: SpoolSettings | None = None
+    directory: pathlib.Path,
+    settings: GatewaySettings | None = None,
+    spool_settings: SpoolSettings | None = None,
+    registry: RegistrySettings | None = None,
 ) -> Iterator[Gateway]:
     """Serve until the block ends."""
     gateway = Gateway()
@@ -78,7 +84,10 @@ def serving(
         gateway.certificates = Certificates(own)
         intake = Intake(gateway.outlet, "local", within_s=own.acknowledge_within_s)
         exports = Exports(own, "local", gateway.tenants, intake)
-        runner = web.AppRunner(otlp_http.application(exports, own), auto_decompress=False, shutdown_timeout=1)
+        gateway.tables = Tables(registry or RegistrySettings(port=1), file=kept.directory / "tables.json")
+        gateway.tables.start()
+        events = Events(own, exports, gateway.tables)
+        runner = web.AppRunner(otlp_http.application(exports, events, own), auto_decompress=False, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=gateway.certificates.context("http/1.1")).start()
         server = otlp_grpc.Server(exports, own)
@@ -91,6 +100,7 @@ def serving(
         await runner.cleanup()
         await draining
         gateway.spool.close()
+        gateway.tables.close()
 
     ready = Event()
     thread = Thread(target=lambda: loop.run_until_complete(main(ready.set)))

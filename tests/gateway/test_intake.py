@@ -10,8 +10,9 @@ import pytest
 from pipeline import otlp
 from pipeline.errors import Unavailable
 from pipeline.gateway import intake as intake_module
-from pipeline.gateway.intake import Intake
+from pipeline.gateway.intake import Intake, Stream
 from pipeline.gateway.outlet import Outlet
+from pipeline.record import schema
 from pipeline.record.schema import Signal
 from pipeline.settings import SpoolSettings
 from pipeline.spool.spool import Spool
@@ -46,7 +47,7 @@ async def accept(intake: Intake, *texts: str) -> None:
 async def send(intake: Intake, signal: Signal, body: bytes, traceparent: str = "") -> None:
     origin = otlp.Origin("default", "local", T0 + 10**9)
     encoded = otlp.encode(signal, body, origin, partitions=intake.partitions(signal))
-    await intake.make_safe(signal, "default", encoded.groups, traceparent)
+    await intake.make_safe(Stream(signal, schema.of(signal), "default"), encoded.groups, traceparent)
 
 
 def test_the_answer_waits_for_every_acknowledgement(run: Callable[[Scenario], FakePublisher]) -> None:
