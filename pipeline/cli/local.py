@@ -18,7 +18,7 @@ Names = Annotated[list[str] | None, typer.Argument(help="Processes; default all.
 
 @app.command("up")
 def up() -> None:
-    """Start what does not run: servers, topics, migrations, gateway, writers. Print every address."""
+    """Start what does not run: servers, topics, migrations, registry, gateway, writers. Print every address."""
     _stack().up()
     _show_status(as_json=False)
 

@@ -117,8 +117,9 @@ async def _serve(settings: Settings) -> None:
         return {part: reason for part, reason in reasons.items() if reason}
 
     def degraded() -> dict[str, str]:
-        reason = outlet.degraded()
-        return {"kafka": reason} if reason else {}
+        # Where no table was ever registered nobody misses the registry.
+        reasons = {"kafka": outlet.degraded(), "registry": tables.away() if tables.known() else None}
+        return {part: reason for part, reason in reasons.items() if reason}
 
     tables.start()
     servers = await _listen(gateway, (exports, events), certificates, health.routes(unready, degraded))

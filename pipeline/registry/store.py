@@ -29,11 +29,15 @@ class Store:
         self._settings = settings
         self._max_tables = max_tables
 
-    def tables(self) -> list[Table]:
-        """Every table, retired ones too, by name."""
+    def documents(self) -> list[str]:
+        """Every table, retired ones too, by name, each as the JSON of its document."""
         with self._connected() as connected:
-            rows = connected.execute("SELECT metadata FROM table_registry ORDER BY name").fetchall()
-        return [parsed(metadata) for (metadata,) in rows]
+            rows = connected.execute("SELECT metadata::text FROM table_registry ORDER BY name").fetchall()
+        return [document for (document,) in rows]
+
+    def names(self) -> list[str]:
+        with self._connected() as connected:
+            return [name for (name,) in connected.execute("SELECT name FROM table_registry").fetchall()]
 
     def table(self, name: str) -> Table | None:
         with self._connected() as connected:

@@ -105,6 +105,10 @@ class Tables:
         """Every table by name, retired ones too, as far as we know. Never blocks."""
         return self._known
 
+    def away(self) -> str:
+        """Why the registry did not answer when it was last asked; nothing where it did."""
+        return self._reason
+
     def find(self, name: str, version: int = 1) -> Table | None:
         """The table where we know it in this version or a later one. Never blocks."""
         table = self._known.get(name)
@@ -141,9 +145,13 @@ class Tables:
             try:
                 self._ask()
             except Unavailable as error:
+                if not self._reason:
+                    log.warning("the registry is away, the last known tables go on", reason=str(error))
                 self._failed_s, self._reason = put_s, str(error)
                 raise
-            self._answered_s = put_s
+            if self._reason:
+                log.info("the registry answers")
+            self._answered_s, self._reason = put_s, ""
 
     def unknown(self, name: str, version: int = 1) -> UnknownTable:
         """The sentence about a table that is not there, with names near it."""
@@ -155,7 +163,7 @@ class Tables:
 
     def _follow(self) -> None:
         while True:
-            with contextlib.suppress(Unavailable):  # told where somebody needs it; here the last known go on
+            with contextlib.suppress(Unavailable):
                 self.refresh(time.monotonic())
             if self._stop.wait(self._settings.refresh_s):
                 return

@@ -80,10 +80,12 @@ def test_while_the_registry_is_away_the_last_known_go_on(database: PostgresSetti
     assert tables.get("audit_log").owner == "security"
     with pytest.raises(Unavailable):
         tables.get("other")
+    assert "cannot be asked" in tables.away()
     again = Tables(own, file=file)
     assert again.find("audit_log") == tables.find("audit_log")
     with serving(database, own), pytest.raises(UnknownTable):
         again.get("other")
+    assert again.away() == ""
     file.write_text('{"tables": [{"name": "a"}')
     assert Tables(own, file=file).known() == {}
 
