@@ -5,8 +5,10 @@ import io
 import json
 import os
 import re
+import threading
 import time
 import uuid
+from contextlib import closing
 from typing import Any
 
 import fastavro
@@ -16,7 +18,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline import clickhouse
 from pipeline.errors import Rejected
 from pipeline.record import schema
-from pipeline.settings import ROOT
+from pipeline.settings import ROOT, ClickHouseSettings
 
 DAY_NS = 86_400 * 10**9
 NOW = 1_780_000_000_123_456_789
@@ -327,6 +329,34 @@ def test_metrics_1m_recomputes_whole_minutes(store: Client) -> None:
     later_value = point(time=first[1]["time"], value=-7.0, series_id=1, received_time=NOW + 1)
     insert(store, "metrics", late, later_value, first[0])
     assert minutes(store) == [(0, 6, 120.0, 0.0, 100.0, 100.0), (1, 5, 17.0, -7.0, 9.0, 9.0)]
+
+
+def test_metrics_1m_counts_points_of_any_age(store: Client) -> None:
+    """A point that comes an hour or a month after its minute was computed is in it."""
+    ages_s = (0, 3600, 40 * 86_400)
+    insert(store, "metrics", *[point(time=NOW - age * 10**9, value=1.0, series_id=age) for age in ages_s])
+    assert minutes(store) == [(age, 1, 1.0, 1.0, 1.0, 1.0) for age in ages_s]
+    insert(store, "metrics", *[point(time=NOW + 1 - age * 10**9, value=2.0, series_id=age) for age in ages_s])
+    assert minutes(store) == [(age, 2, 3.0, 1.0, 2.0, 2.0) for age in ages_s]
+
+
+def test_metrics_1m_misses_no_insert_however_slow(store: Client, clickhouse_settings: ClickHouseSettings) -> None:
+    """Points of an insert that ends refreshes after it began, and after the inserts of others, are in their minutes."""
+    slow = (
+        "INSERT INTO metrics_points (timestamp, inserted_time, metric_name, series_id, value) "
+        "SELECT now64(9), now64(3), 'm', 7, 1.5 WHERE sleepEachRow(3) = 0"
+    )
+    with closing(clickhouse.connect(clickhouse_settings)) as other:
+        insertion = threading.Thread(target=other.command, args=[slow])
+        insertion.start()
+        while not count(store, "system.processes WHERE query LIKE 'INSERT INTO metrics_points (%'"):
+            time.sleep(0.01)
+        for n in range(3):
+            insert(store, "metrics", point(series_id=n))
+            assert len(minutes(store)) == n + 1
+        assert insertion.is_alive()
+        insertion.join()
+    assert [row[:2] for row in minutes(store)] == [(0, 1), (1, 1), (2, 1), (7, 1)]
 
 
 def minutes(store: Client) -> list[tuple[Any, ...]]:
