@@ -72,6 +72,21 @@ def apply(
 
 
 @app.command()
+def replicas() -> None:
+    """Print the file by which kafka-reassign-partitions makes replicas as many as declared, and how; exit 1 where that
+    is something."""
+    from pipeline import topics
+    from pipeline.topics.replicas import HOW, reassignment
+
+    loaded = settings.load()
+    wanted = reassignment(topics.load(environment=loaded.environment), topics.cluster_of(loaded))
+    show_json(wanted)
+    if wanted["partitions"]:
+        typer.echo(HOW.format(servers=loaded.kafka.bootstrap_servers), err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def describe(
     names: Annotated[list[str] | None, typer.Argument(help="Default all.")] = None, as_json: AsJson = False
 ) -> None:

@@ -88,6 +88,22 @@ class Cluster:
             configs = self._client.describe_configs(list(resources.values()), request_timeout=TIMEOUT_S)
             return {name: _live(described[name].result(), configs[resources[name]].result()) for name in wanted}
 
+    def racks(self) -> dict[int, str]:
+        """The rack of each broker; one that names none is a rack of its own."""
+        with self._translated("describe the cluster"):
+            nodes = self._client.describe_cluster(request_timeout=TIMEOUT_S).result().nodes
+            return {node.id: node.rack or f"broker {node.id}" for node in nodes}
+
+    def replicas(self, names: Iterable[str]) -> dict[str, list[list[int]]]:
+        """Of those of `names` that exist, the brokers of each partition, the preferred leader first."""
+        with self._translated("read the topics"):
+            found = self._client.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+            return {
+                name: [list(found[name].partitions[number].replicas) for number in sorted(found[name].partitions)]
+                for name in names
+                if name in found
+            }
+
     def create(self, name: str, *, partitions: int, replication_factor: int, config: dict[str, str]) -> None:
         """Create a topic that is not there."""
         topic = NewTopic(name, num_partitions=partitions, replication_factor=replication_factor, config=config)

@@ -127,9 +127,9 @@ def _refused(topic: Topic, live: LiveTopic) -> list[str]:
         )
     if live.replication_factor != topic.replication_factor:
         problems.append(
-            f"{topic.file}: replication_factor: the cluster has {live.replication_factor}; replicas are "
-            "moved by Kafka's own kafka-reassign-partitions --execute --throttle 50000000, and --verify after it, "
-            "which lifts the throttle: do that, or declare what is there."
+            f"{topic.file}: replication_factor: the cluster has {live.replication_factor}; Kafka's own "
+            "kafka-reassign-partitions moves replicas: `pipeline topics replicas` prints the file that it takes, and "
+            "how; or declare what is there."
         )
     return problems
 
