@@ -62,11 +62,12 @@ class PostgresSettings(Part):
 
 
 class RetentionSettings(Part):
-    """What PostgreSQL keeps, by the records' own time, and in which pieces; `pipeline maintain` applies it.
+    """What the stores keep, by the records' own time, and in which pieces; `pipeline maintain` applies it.
 
     Days are UTC days, and only whole pieces are removed.
     """
 
+    # PostgreSQL
     points_days: Positive = 30  # metrics_points, histograms of both kinds, summaries
     metrics_1m_days: Positive = 90
     metrics_1h_days: Annotated[int, Field(ge=4)] = 400
@@ -76,6 +77,14 @@ class RetentionSettings(Part):
     columnstore_after_days: Positive = 7  # TimescaleDB: older chunks are compressed
     partitions_ahead_days: Positive = 3  # without TimescaleDB
 
+    # ClickHouse
+    logs_days: Positive = 180
+    traces_days: Positive = 180
+    clickhouse_points_days: Positive = 180
+    clickhouse_metrics_1m_days: Positive = 365
+    warm_after_days: Positive = 7  # where the server has the storage policy hot_warm_cold
+    cold_after_days: Positive = 30  # also of metrics_1m, which is never warm
+
     @model_validator(mode="after")
     def _coarser_stays_longer(self) -> Self:
         if not self.points_days <= self.metrics_1m_days <= self.metrics_1h_days <= self.metrics_1d_days:
@@ -83,6 +92,10 @@ class RetentionSettings(Part):
                 "each is made of the one before, so it must be kept as long: "
                 "points_days <= metrics_1m_days <= metrics_1h_days <= metrics_1d_days"
             )
+        if not self.clickhouse_points_days <= self.clickhouse_metrics_1m_days:
+            raise ValueError("minutes are kept as long as points: clickhouse_points_days <= clickhouse_metrics_1m_days")
+        if not self.warm_after_days < self.cold_after_days:
+            raise ValueError("rows are warm before they are cold: warm_after_days < cold_after_days")
         return self
 
 

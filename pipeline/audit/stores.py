@@ -1,5 +1,6 @@
 """What readers of the stores see: an id and a receipt time a row, streamed through the views that readers use."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,7 +19,14 @@ from pipeline.errors import Misconfigured, Rejected
 from pipeline.settings import Settings
 from pipeline.timescale import connection
 
-VIEWS: dict[Signal, str] = {"logs": "logs", "traces": "traces", "metrics": "metrics"}
+VIEWS: dict[Signal, tuple[str, str]] = {  # of ClickHouse: what readers read, and the table behind it
+    "logs": ("logs", "logs_events"),
+    "traces": ("traces", "spans"),
+    "metrics": ("metrics", "metrics_points"),
+}
+TTL = re.compile(r" TTL (.*?)(?= SETTINGS |$)", re.DOTALL)
+BETWEEN_TTLS = re.compile(r", (?![^(]*\))")
+KEEPS_ROWS = re.compile(r" (TO (VOLUME|DISK)|RECOMPRESS) ")
 TABLE_OF = {  # of PostgreSQL, by kind of point
     "gauge": "metrics_points",
     "sum": "metrics_points",
@@ -77,7 +85,7 @@ def of(signal: Signal, settings: Settings) -> dict[str, list[Open]]:
     """The parts of the signal, and the stores that keep each; those must be closed."""
     if signal == "events":
         return {signal: [], **_registered(settings)}
-    kept_by: list[Open] = [partial(ClickHouse, settings, VIEWS[signal])]
+    kept_by: list[Open] = [partial(ClickHouse, settings, *VIEWS[signal])]
     if signal in TABLES:
         kept_days = settings.retention.points_days if signal == "metrics" else settings.retention.events_days
         kept_by.append(partial(Postgres, settings, TABLES[signal], kept_days))
@@ -86,12 +94,16 @@ def of(signal: Signal, settings: Settings) -> dict[str, list[Open]]:
 
 def _registered(settings: Settings) -> dict[str, list[Open]]:
     """Registered tables, retired ones too, by what PostgreSQL says of them. A store makes one at its first row."""
-    made = {"clickhouse": ClickHouse.registered, "postgres": Postgres.registered}
     with closing(Postgres(settings, ["table_registry"], 0)) as registry:
-        return {
-            f"events/{name}": [partial(made[store], settings, name, kept_days) for store in sorted(kept_in)]
-            for name, kept_in, kept_days in registry.asked(REGISTERED)
+        tables = registry.asked(REGISTERED)
+    found: dict[str, list[Open]] = {}
+    for name, kept_in, kept_days in tables:
+        opened: dict[str, Open] = {
+            "clickhouse": partial(ClickHouse.registered, settings, name),
+            "postgres": partial(Postgres.registered, settings, name, kept_days),
         }
+        found[f"events/{name}"] = [opened[store] for store in sorted(kept_in)]
+    return found
 
 
 class Unmade:
@@ -122,15 +134,14 @@ class Unmade:
 class ClickHouse:
     name = "clickhouse"
 
-    def __init__(self, settings: Settings, view: str, kept_days: int | None = None) -> None:
-        """`kept_days`: None where nothing is ever removed."""
+    def __init__(self, settings: Settings, view: str, table: str) -> None:
         self._view = clickhouse.quoted(view)
-        self._kept_since_us = 0 if kept_days is None else time.time_ns() // 1000 - kept_days * DAY_US
+        self._table = table
         self._client = clickhouse.connect(settings.clickhouse)
 
     @classmethod
-    def registered(cls, settings: Settings, table: str, kept_days: int) -> Store:
-        store = cls(settings, table, kept_days)
+    def registered(cls, settings: Settings, table: str) -> Store:
+        store = cls(settings, table, f"{table}__rows")
         with store._translated():
             if int(str(store._client.command(f"EXISTS VIEW {store._view}"))):
                 return store
@@ -162,7 +173,28 @@ class ClickHouse:
         return np.ones(len(known.ids), bool)
 
     def expired(self, known: Known, places: Ints) -> Bools:
-        return known.time_us[places] < self._kept_since_us
+        """By the table's own TTL, as it is now."""
+        found = np.zeros(len(places), bool)
+        removals = self._removals()
+        for first in range(0, len(places) if removals else 0, POINTS_AT_ONCE):
+            query = f"""
+                SELECT {" OR ".join(f"{when} <= now()" for when in removals)}
+                FROM (SELECT fromUnixTimestamp64Micro(arrayJoin({{times:Array(Int64)}}), 'UTC') AS timestamp)
+            """  # noqa: S608  # expressions of the server's own
+            times = known.time_us[places[first : first + POINTS_AT_ONCE]].tolist()
+            with self._translated():
+                answer = self._client.query(query, parameters={"times": times}).result_rows
+            found[first : first + POINTS_AT_ONCE] = [bool(row[0]) for row in answer]
+        return found
+
+    def _removals(self) -> list[str]:
+        """When rows are removed, as expressions of their timestamp."""
+        query = "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
+        with self._translated():
+            rows = self._client.query(query, parameters={"table": self._table}).result_rows
+        ttl = TTL.search(rows[0][0]) if rows else None
+        rules = BETWEEN_TTLS.split(ttl[1]) if ttl else []
+        return [re.split(" DELETE| WHERE ", rule)[0] for rule in rules if not KEEPS_ROWS.search(rule)]
 
     def close(self) -> None:
         self._client.close()

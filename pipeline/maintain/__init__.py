@@ -1,18 +1,20 @@
-"""Upkeep of PostgreSQL: retention, pieces of tables and rollups, as the settings say.
+"""Upkeep of both stores: retention, pieces of tables, tiers of disks and rollups, as the settings say.
 
     plan(settings, now) → run(planned, settings, now)
 
-With TimescaleDB its policies are set, and its jobs do the work. Without it the work itself is planned: partitions made
-ahead of time and dropped when they have expired, rollups of changed hours refreshed; so it must be run again and again.
+ClickHouse and TimescaleDB are told once, and their own jobs do the work. In a plain PostgreSQL the work itself is
+planned: partitions made ahead of time and dropped when they have expired, rollups of changed hours refreshed; so it
+must be run again and again.
 """
 
 import datetime
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
+from pipeline import clickhouse
 from pipeline.errors import Misconfigured, Unavailable
-from pipeline.maintain import partitions, policies, registered, rollups
-from pipeline.maintain.change import Change
+from pipeline.maintain import partitions, policies, registered, rollups, tiers
+from pipeline.maintain.change import Change, StoreName
 from pipeline.settings import Settings
 from pipeline.timescale import connection
 
@@ -22,8 +24,42 @@ ADVISORY_LOCK = int.from_bytes(b"maintain")  # any constant that is nobody else'
 LOCK_WITHIN = "SET LOCAL lock_timeout = '10s'"  # writers wait behind who waits for a lock
 
 
-def plan(settings: Settings, now: datetime.datetime) -> list[Change]:
-    """What is to be done, in that order; empty where all is as it should be."""
+def plan(settings: Settings, now: datetime.datetime, only: StoreName | None = None) -> list[Change]:
+    """What is to be done in both stores, or in the one that is named, in that order; empty where all is as it should
+    be."""
+    changes: list[Change] = []
+    if only != "clickhouse":
+        changes += _plan_postgres(settings, now)
+    if only != "postgres":
+        with closing(clickhouse.connect(settings.clickhouse)) as client:
+            changes += tiers.plan(client, settings.retention)
+    return changes
+
+
+def run(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -> list[Change]:
+    """Carry out what was planned, but for what has been done since; return what was carried out. In PostgreSQL each
+    change is a transaction of its own.
+
+    Raise Unavailable where another runner is at work, or where a lock is not had in time: the same call may succeed
+    later.
+    """
+    done: list[Change] = []
+    of_postgres = [change for change in planned if change.store == "postgres"]
+    if of_postgres:
+        done += _run_postgres(of_postgres, settings, now)
+    of_clickhouse = [change for change in planned if change.store == "clickhouse"]
+    if of_clickhouse:
+        with closing(clickhouse.connect(settings.clickhouse)) as client:
+            done += tiers.run(client, of_clickhouse, settings.retention)
+    return done
+
+
+def run_all(settings: Settings, now: datetime.datetime, only: StoreName | None = None) -> list[Change]:
+    """Plan and carry out at once, for a stack that is nobody else's."""
+    return run(plan(settings, now, only), settings, now)
+
+
+def _plan_postgres(settings: Settings, now: datetime.datetime) -> list[Change]:
     with connection.connect(settings.postgres) as connected, connection.translated():
         connected.execute("SET TIME ZONE 'UTC'")
         if connected.execute("SELECT to_regclass('table_registry')").fetchone() == (None,):
@@ -34,15 +70,9 @@ def plan(settings: Settings, now: datetime.datetime) -> list[Change]:
         return [*partitions.plan(connected, settings.retention, own, now), *rollups.plan(connected, now)]
 
 
-def run(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -> list[Change]:
-    """Carry out what was planned, each change in a transaction of its own, but for what has been done since; return
-    what was carried out.
-
-    Raise Unavailable where another runner is at work, or where a lock is not had in time: the same call may succeed
-    later.
-    """
+def _run_postgres(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -> list[Change]:
     with _alone(settings):
-        still = set(plan(settings, now))
+        still = set(_plan_postgres(settings, now))
         todo = [change for change in planned if change in still]
         with connection.connect(settings.postgres) as connected, connection.translated():
             for change in todo:
@@ -51,11 +81,6 @@ def run(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -
                     for statement in change.statements:
                         connected.execute(statement.encode())
     return todo
-
-
-def run_all(settings: Settings, now: datetime.datetime) -> list[Change]:
-    """Plan and carry out at once, for a stack that is nobody else's."""
-    return run(plan(settings, now), settings, now)
 
 
 @contextmanager

@@ -1,17 +1,21 @@
 """One step of upkeep."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+StoreName = Literal["postgres", "clickhouse"]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What it does, for people, and the statements of its transaction."""
+    """What it does, for people, and its statements: in PostgreSQL those of one transaction."""
 
     what: str
     statements: tuple[str, ...]
+    store: StoreName = "postgres"
 
     def __str__(self) -> str:
         return self.what
 
     def as_json(self) -> dict[str, object]:
-        return {"what": self.what, "statements": list(self.statements)}
+        return {"store": self.store, "what": self.what, "statements": list(self.statements)}

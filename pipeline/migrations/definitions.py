@@ -92,6 +92,8 @@ SELECT view_name, 'query', concat_ws(' ', view_definition, CASE WHEN materialize
 FROM timescaledb_information.continuous_aggregates WHERE view_schema = current_schema()
 """
 
+# So do TTL and storage policies.
+_UPKEEP = re.compile(r" TTL .*?(?= SETTINGS |$)|(?<= SETTINGS )storage_policy = '[^']*', |, storage_policy = '[^']*'")
 _CLICKHOUSE = """
 WITH ours AS
 (
@@ -140,7 +142,12 @@ def clickhouse(client: Client) -> Definitions:
     """What the current database holds; its own name is left out of what views ask."""
     rows = client.query(_CLICKHOUSE, parameters={"history": HISTORY}).result_rows
     qualified = re.compile(rf"(?<![\w.`]){re.escape(client.database or '')}\.")
-    return _by_name([(name, part, qualified.sub("", text)) for name, part, text in rows])
+    return _by_name(
+        [
+            (name, part, _UPKEEP.sub("", text) if part == "kind" else qualified.sub("", text))
+            for name, part, text in rows
+        ]
+    )
 
 
 def differences(store: str, found: Definitions, made: Definitions) -> Iterator[Difference]:

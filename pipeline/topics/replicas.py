@@ -24,11 +24,12 @@ def reassignment(topics: Iterable[Topic], cluster: Cluster) -> dict[str, Any]:
 
     Raise Misconfigured with every topic that declares more replicas than the cluster has brokers.
     """
-    declared = {topic.name: topic.replication_factor for topic in topics}
+    wanted = {topic.name: topic for topic in topics}
+    declared = {name: topic.replication_factor for name, topic in wanted.items()}
     racks = cluster.racks()
     live = cluster.replicas(declared)
     problems = [
-        f"{files[name]}: replication_factor: {declared[name]} replicas need as many brokers, "
+        f"{wanted[name].file}: replication_factor: {declared[name]} replicas need as many brokers, "
         f"the cluster has {len(racks)}."
         for name in live
         if declared[name] > len(racks)

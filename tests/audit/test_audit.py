@@ -12,7 +12,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline import maintain
-from pipeline.audit import Window, audit
+from pipeline.audit import Signal, Window, audit
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.settings import ClickHouseSettings, KafkaSettings, Settings
 from tests.audit.world import HOUR_AGO_NS, MINUTE_NS, World, file, record
@@ -248,6 +248,27 @@ def test_what_postgres_does_not_keep_as_long_is_expired(world: World) -> None:
     world.postgres.execute("DELETE FROM events")
     found = world.found("logs", "postgres")
     assert (found["missing"], found["expired"]) == (1, 1)
+
+
+@pytest.mark.parametrize("signal", ["logs", "traces", "metrics"])
+def test_what_a_ttl_may_have_removed_is_expired(world: World, signal: Signal) -> None:
+    """A record that ClickHouse lacks is excused by the TTL that the table has, and by nothing else; one that it still
+    has is there."""
+    when = "start_time" if signal == "traces" else "time"
+    oldest_ns = HOUR_AGO_NS - 180 * 24 * 60 * MINUTE_NS
+    kept, old, young = (
+        record(signal, n, **{when: oldest_ns + n * 120 * MINUTE_NS}) for n in (-2, -1, 1)
+    )  # fmt: skip
+    world.publish(signal, [kept, old, young])
+    assert world.found(signal)["missing"] == 3
+    maintain.run_all(world.settings, datetime.datetime.now(datetime.UTC), "clickhouse")
+    table = {"logs": "logs_events", "traces": "spans", "metrics": "metrics_points"}[signal]
+    world.clickhouse.command(f"SYSTEM STOP TTL MERGES {table}")
+    world.store(signal, [kept])
+    found = world.found(signal)
+    assert (found["rows"], found["missing"], found["expired"]) == (1, 1, 1)
+    assert [one["event_id"] for one in found["examples"]["expired"]] == [old["event_id"].hex()]
+    assert [one["event_id"] for one in found["examples"]["missing"]] == [young["event_id"].hex()]
 
 
 def test_an_emptied_partition_does_not_hide_an_alien(world: World) -> None:

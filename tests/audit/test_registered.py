@@ -28,12 +28,15 @@ def register(world: World, table: str, *stores: str, kept_days: int = 30) -> Non
     )
 
 
-def make(world: World, table: str) -> None:
+def make(world: World, table: str, kept_days: int = 30) -> None:
     """By hand, as readers see it."""
     world.postgres.execute(
         f"CREATE TABLE {table} (time timestamptz, event_id uuid, received_time timestamptz)".encode()
     )
-    world.clickhouse.command(f"CREATE TABLE {table}__rows (event_id String, received_time Int64) ENGINE = Memory")
+    world.clickhouse.command(
+        f"CREATE TABLE {table}__rows (event_id String, received_time Int64, timestamp DateTime DEFAULT now()) "
+        f"ENGINE = MergeTree ORDER BY () TTL toDateTime(timestamp) + toIntervalDay({kept_days})"
+    )
     world.clickhouse.command(
         f"CREATE VIEW {table} AS SELECT event_id, fromUnixTimestamp64Nano(r.received_time) AS received_time FROM {table}__rows AS r"
     )
@@ -131,7 +134,7 @@ def test_dead_lettered_and_expired_rows_of_a_table_are_not_missing(world: World,
     other = "clickhouse" if store == "postgres" else "postgres"
     for table in ("kept", "beside"):
         register(world, table, store, kept_days=5)
-        make(world, table)
+        make(world, table, kept_days=5)
     old = row(1, time=HOUR_AGO_NS - 6 * DAY_NS)
     given_up = row(2)
     for table in ("kept", "beside"):

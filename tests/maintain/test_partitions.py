@@ -49,9 +49,9 @@ def test_partitions_are_made_ahead_and_filled(settings: Settings, database: psyc
     points = {(NOW + n * DAY, series): float(n) for n in (-5, -1, 0, 1)}
     store(database, points)
     assert partitions(database) == {"default": 4}
-    planned = maintain.plan(settings, NOW)
+    planned = maintain.plan(settings, NOW, "postgres")
     assert maintain.run(planned, settings, NOW) == planned
-    assert maintain.plan(settings, NOW) == []
+    assert maintain.plan(settings, NOW, "postgres") == []
     assert partitions(database) == {"20261115": 1, "20261119": 1, "20261120": 1, "20261121": 1}
     store(database, {(NOW + 2 * DAY, series): 2.0, (NOW - 40 * DAY, series): 2.0})
     assert partitions(database) == {
@@ -64,23 +64,25 @@ def test_what_is_expired_is_dropped_and_its_rollups_stay(settings: Settings, dat
     [series] = new_series(1)
     points = {(NOW, series): 1.0, (NOW + datetime.timedelta(seconds=90), series): 2.0}
     store(database, points)
-    maintain.run_all(settings, NOW + DAY)
+    maintain.run_all(settings, NOW + DAY, "postgres")
     [dropped] = [
-        change for change in maintain.plan(settings, NOW + 11 * DAY) if str(change).startswith("drop metrics_points_")
+        change
+        for change in maintain.plan(settings, NOW + 11 * DAY, "postgres")
+        if str(change).startswith("drop metrics_points_")
     ]
     assert str(dropped) == (
         "drop metrics_points_20261120, old rows of metrics_points_default: metrics_points keeps 10 days."
     )
-    maintain.run_all(settings, NOW + 11 * DAY)
+    maintain.run_all(settings, NOW + 11 * DAY, "postgres")
     assert partitions(database) == {}
     late = {(NOW + datetime.timedelta(seconds=30), series): 50.0, (NOW - 100 * DAY, series): 50.0}
     store(database, late)
     for _ in range(2):
         for view in VIEWS:
             assert rows(database, view, [series]) == expected(points, view)
-        maintain.run_all(settings, NOW + 11 * DAY)
+        maintain.run_all(settings, NOW + 11 * DAY, "postgres")
     assert partitions(database) == {}
-    maintain.run_all(settings, NOW + 21 * DAY)
+    maintain.run_all(settings, NOW + 21 * DAY, "postgres")
     assert [len(rows(database, view, [series])) for view in VIEWS] == [0, 1, 1]
 
 
@@ -108,7 +110,7 @@ def test_writers_go_on_while_partitions_are_made(settings: Settings, database: p
     try:
         while len(sent) < 20 and not failures:
             pass
-        maintain.run_all(settings, NOW)
+        maintain.run_all(settings, NOW, "postgres")
     finally:
         stop.set()
         thread.join(20)
@@ -120,13 +122,13 @@ def test_upkeep_is_no_difference_to_the_files(settings: Settings) -> None:
     """`migrate verify` finds nothing in what the settings have changed."""
     with Postgres.opened(settings.postgres) as store:
         before = store.definitions()
-        assert maintain.run_all(settings, NOW)
+        assert maintain.run_all(settings, NOW, "postgres")
         assert list(differences("postgres", store.definitions(), before)) == []
 
 
 def test_of_two_runners_one_works(settings: Settings) -> None:
     """The other is told; what the first has done the other leaves out."""
-    planned = maintain.plan(settings, NOW)
+    planned = maintain.plan(settings, NOW, "postgres")
     with connection.connect(settings.postgres) as other:
         other.execute("SELECT pg_advisory_lock(%s)", (maintain.ADVISORY_LOCK,))
         with pytest.raises(Unavailable, match="Another runner"):
@@ -138,7 +140,7 @@ def test_of_two_runners_one_works(settings: Settings) -> None:
 def test_tables_that_are_not_there_are_told(postgres_settings: PostgresSettings) -> None:
     """The way out is `migrate up`."""
     with pytest.raises(Misconfigured, match="pipeline migrate up"):
-        maintain.plan(Settings(postgres=postgres_settings), NOW)
+        maintain.plan(Settings(postgres=postgres_settings), NOW, "postgres")
 
 
 def test_the_command_plans_runs_and_then_has_nothing_to_do(settings: Settings) -> None:
@@ -146,7 +148,7 @@ def test_the_command_plans_runs_and_then_has_nothing_to_do(settings: Settings) -
 
     def command(*words: str, dsn: str = settings.postgres.dsn.get_secret_value()) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "pipeline", "maintain", *words],
+            [sys.executable, "-m", "pipeline", "maintain", *words, "--store", "postgres"],
             env=os.environ | {"PIPELINE_POSTGRES__DSN": dsn}, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
@@ -183,8 +185,8 @@ def test_registered_tables_are_kept_as_long_as_they_say(settings: Settings, data
             database.execute(
                 f"INSERT INTO {name} VALUES (%s, gen_random_uuid(), 'acme', 'eu', now(), 1)".encode(), (at,)
             )
-    maintain.run_all(settings, NOW)
-    assert maintain.plan(settings, NOW) == []
+    maintain.run_all(settings, NOW, "postgres")
+    assert maintain.plan(settings, NOW, "postgres") == []
     assert partitions(database, "deployments") == {"_20261118": 1, "_20261120": 1}
     assert partitions(database, "deployments_default") == {"_20261031": 1, "_20261118": 1, "_20261120": 1}
-    assert "deployments__20261118" in str(maintain.plan(settings, NOW + 4 * DAY))
+    assert "deployments__20261118" in str(maintain.plan(settings, NOW + 4 * DAY, "postgres"))

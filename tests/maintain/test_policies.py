@@ -38,9 +38,9 @@ def chunks(database: psycopg.Connection) -> list[tuple[datetime.datetime, bool]]
 def test_policies_are_set_and_do_their_work(part: PostgresSettings, timescale_database: psycopg.Connection) -> None:
     """Old chunks go, their rollups stay and are not refreshed to nothing; ripe ones are compressed and take late points."""
     settings = Settings(postgres=part, retention=RetentionSettings(points_days=20))
-    planned = maintain.plan(settings, NOW)
+    planned = maintain.plan(settings, NOW, "postgres")
     assert maintain.run(planned, settings, NOW) == planned
-    assert maintain.plan(settings, NOW) == []
+    assert maintain.plan(settings, NOW, "postgres") == []
     [series] = new_series(1)
     points = {(TODAY - n * DAY + datetime.timedelta(hours=1), series): float(n) for n in (18, 10, 2)}
     store(timescale_database, points)
@@ -53,14 +53,14 @@ def test_policies_are_set_and_do_their_work(part: PostgresSettings, timescale_da
     assert rows(timescale_database, "metrics_1d", [series]) == expected(points | late, "metrics_1d")
 
     settings = Settings(postgres=part, retention=RetentionSettings(points_days=15, chunk_hours=12))
-    planned = maintain.plan(settings, NOW)
+    planned = maintain.plan(settings, NOW, "postgres")
     assert [str(change) for change in planned[:3]] == [
         "refresh metrics_1m as far back as what it is made of is kept, 15 days.",
         "make chunks of metrics_points of 12 hours; those that are there stay.",
         "drop chunks of metrics_points after 15 days.",
     ]
     maintain.run(planned, settings, NOW)
-    assert maintain.plan(settings, NOW) == []
+    assert maintain.plan(settings, NOW, "postgres") == []
     run_jobs(timescale_database, "policy_retention")
     assert [start for start, _ in chunks(timescale_database)] == [TODAY - 10 * DAY, TODAY - 2 * DAY]
     run_jobs(timescale_database, "policy_refresh_continuous_aggregate")
@@ -73,7 +73,7 @@ def test_upkeep_is_no_difference_to_the_files(part: PostgresSettings) -> None:
     with Postgres.opened(part) as store:
         before = store.definitions()
         settings = Settings(postgres=part, retention=RetentionSettings(points_days=9, chunk_hours=6))
-        assert maintain.run_all(settings, NOW)
+        assert maintain.run_all(settings, NOW, "postgres")
         assert list(differences("postgres", store.definitions(), before)) == []
 
 
@@ -88,8 +88,8 @@ def test_servers_before_2_18_are_asked_by_their_names(
     timescale_database.execute(rename.format(old, new).encode())
     try:
         settings = Settings(postgres=part)
-        maintain.run_all(settings, NOW)
-        assert maintain.plan(settings, NOW) == []
+        maintain.run_all(settings, NOW, "postgres")
+        assert maintain.plan(settings, NOW, "postgres") == []
     finally:
         timescale_database.execute(rename.format(new, old).encode())
     assert timescale_database.execute(

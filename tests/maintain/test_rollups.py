@@ -96,12 +96,12 @@ def test_rollups_are_the_same_rows_everywhere(
         for database in (plain_database, timescale_database):
             store(database, points)
         if then_refresh:
-            maintain.run_all(Settings(postgres=plain), NOW)
+            maintain.run_all(Settings(postgres=plain), NOW, "postgres")
             refresh(timescale_database)
         for view in VIEWS:
             assert rows(plain_database, view, series) == expected(held, view)
     refresh(timescale_database)
-    maintain.run_all(Settings(postgres=plain), NOW)
+    maintain.run_all(Settings(postgres=plain), NOW, "postgres")
     assert plain_database.execute("SELECT count(*) FROM metrics_changed_hours").fetchone() == (0,)
     for view in VIEWS:
         assert rows(plain_database, view, series) == rows(timescale_database, view, series) == expected(held, view)
@@ -122,7 +122,7 @@ def test_the_writer_says_which_hours_changed(plain: PostgresSettings, plain_data
         writer.write([one("metrics", gauges(service, *points), received=now_ns + int(value) * 1000)])
         for _ in range(2):
             assert [sums(view) for view in VIEWS] == [[total, 100.0]] * 3
-            maintain.run_all(Settings(postgres=plain), NOW)
+            maintain.run_all(Settings(postgres=plain), NOW, "postgres")
 
 
 def test_a_refresh_and_a_writer_do_not_wait_for_each_other(
