@@ -17,12 +17,12 @@ Definitions = Mapping[str, Mapping[str, str]]  # by table, view, function or typ
 HISTORY = "schema_migrations"
 EXCERPT = 60  # characters of a definition in a sentence
 
-# Partitions and what extensions bring are nobody's definition: the one is data, the other a version.
+# Partitions, registered tables and what extensions bring are nobody's definition: data, a team's, a version.
 _POSTGRES = """
 WITH here AS (SELECT current_schema()::regnamespace::oid AS schema),
 ours AS (
     SELECT c.* FROM pg_class AS c JOIN here ON c.relnamespace = here.schema
-    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'c', 'S') AND NOT c.relispartition AND c.relname <> %(history)s
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'c', 'S') AND NOT c.relispartition AND c.relname <> ALL (%(others)s)
         AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')
 )
 SELECT relname::text, 'kind', concat_ws(
@@ -95,11 +95,16 @@ FROM timescaledb_information.continuous_aggregates WHERE view_schema = current_s
 # So do TTL and storage policies.
 _UPKEEP = re.compile(r" TTL .*?(?= SETTINGS |$)|(?<= SETTINGS )storage_policy = '[^']*', |, storage_policy = '[^']*'")
 _CLICKHOUSE = """
-WITH ours AS
+WITH registered AS
+(
+    SELECT name FROM system.tables WHERE database = currentDatabase() AND startsWith(comment, 'Registered, version ')
+),
+ours AS
 (
     SELECT name, engine, engine_full, create_table_query, engine LIKE '%View' AS is_view
     FROM system.tables
     WHERE database = currentDatabase() AND name != {history:String} AND NOT startsWith(name, '.inner')
+        AND name NOT IN registered AND concat(name, '__rows') NOT IN registered
 )
 SELECT name, 'kind', if(is_view, engine, engine_full) FROM ours
 UNION ALL
@@ -117,7 +122,7 @@ SELECT table, concat('projection ', name), query FROM system.projections WHERE d
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`name` is a table, view, function or type that the files make; `problem` is a sentence without it."""
+    """`name` is a table, view, function or type; `problem` is a sentence without it."""
 
     store: str
     name: str
@@ -132,7 +137,10 @@ class Difference:
 
 def postgres(connection: psycopg.Connection) -> Definitions:
     """What the current schema holds, with TimescaleDB's settings where it is."""
-    rows = connection.execute(_POSTGRES, {"history": HISTORY}).fetchall()
+    others = [HISTORY]
+    if connection.execute("SELECT to_regclass('table_registry')").fetchone() != (None,):
+        others += [name for (name,) in connection.execute("SELECT name FROM table_registry")]
+    rows = connection.execute(_POSTGRES, {"others": others}).fetchall()
     if connection.execute("SELECT FROM pg_extension WHERE extname = 'timescaledb'").fetchone() is not None:
         rows += connection.execute(_TIMESCALEDB).fetchall()  # of continuous aggregates the query as it was written
     return _by_name(rows)
@@ -151,7 +159,7 @@ def clickhouse(client: Client) -> Definitions:
 
 
 def differences(store: str, found: Definitions, made: Definitions) -> Iterator[Difference]:
-    """Where `found` is not what the files `made`; what they know nothing of is no difference."""
+    """Where `found` is not what the files `made`, or has tables and views of which they know nothing."""
     for name, parts in sorted(made.items()):
         if name not in found:
             yield Difference(store, name, "is missing.")
@@ -168,6 +176,9 @@ def differences(store: str, found: Definitions, made: Definitions) -> Iterator[D
                 yield Difference(
                     store, name, f"{part} is {_excerpt(there, start)}, and {_excerpt(wanted, start)} in the files."
                 )
+    for name in sorted(found.keys() - made.keys()):
+        if "kind" in found[name]:
+            yield Difference(store, name, "is in no file: drop it, keep it elsewhere, or put it into a new file.")
 
 
 def _by_name(rows: list[tuple[str, str, str]]) -> Definitions:
