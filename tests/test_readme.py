@@ -89,7 +89,7 @@ def test_paths_exist() -> None:
     for path in (
         "pipeline/gateway/http.py",
         "pipeline/delivery.py",
-        "pipeline/clickhouse.py",
+        "pipeline/clickhouse/__init__.py",
         "pipeline/gateway/intake.py",
         "pipeline/gateway/exports.py",
         "pipeline/gateway/outlet.py",
