@@ -104,7 +104,7 @@ def disks(client: Client, table: str) -> dict[int, str]:
 
 def awaited(client: Client, wanted: dict[int, str]) -> None:
     """Rows of each age come to lie where they should, in every table."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while (found := {table: disks(client, table) for table in TABLES}) != dict.fromkeys(TABLES, wanted):
         assert time.monotonic() < deadline, found
         time.sleep(0.1)

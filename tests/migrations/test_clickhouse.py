@@ -7,9 +7,12 @@ import os
 import re
 import threading
 import time
+import urllib.request
 import uuid
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlencode
 
 import fastavro
 import pytest
@@ -342,20 +345,30 @@ def test_metrics_1m_counts_points_of_any_age(store: Client) -> None:
 
 def test_metrics_1m_misses_no_insert_however_slow(store: Client, clickhouse_settings: ClickHouseSettings) -> None:
     """Points of an insert that ends refreshes after it began, and after the inserts of others, are in their minutes."""
-    slow = (
+    ended = threading.Event()
+
+    def values() -> Iterator[bytes]:
+        yield b"1.5\n" * 1000  # more than max_query_size, for which the server waits before it begins
+        ended.wait(60)
+
+    query = (
         "INSERT INTO metrics_points (timestamp, inserted_time, metric_name, series_id, value) "
-        "SELECT now64(9), now64(3), 'm', 7, 1.5 WHERE sleepEachRow(3) = 0"
+        "SELECT now64(9), now64(3), 'm', 7, max(value) FROM input('value Float64') FORMAT TSV"
     )
-    with closing(clickhouse.connect(clickhouse_settings)) as other:
-        insertion = threading.Thread(target=other.command, args=[slow])
-        insertion.start()
-        while not count(store, "system.processes WHERE query LIKE 'INSERT INTO metrics_points (%'"):
-            time.sleep(0.01)
-        for n in range(3):
-            insert(store, "metrics", point(series_id=n))
-            assert len(minutes(store)) == n + 1
-        assert insertion.is_alive()
-        insertion.join()
+    options = {"query": query, "database": clickhouse_settings.database, "max_query_size": 1000}
+    slow = urllib.request.Request(f"{clickhouse_settings.url}/?{urlencode(options)}", values(), method="POST")
+    with ThreadPoolExecutor(1) as pool:
+        insertion = pool.submit(lambda: urllib.request.urlopen(slow, timeout=60).close())
+        try:
+            running = "system.processes WHERE query LIKE 'INSERT INTO metrics_points (%'"
+            while not count(store, running) and not insertion.done():
+                time.sleep(0.01)
+            for n in range(3):
+                insert(store, "metrics", point(series_id=n))
+                assert len(minutes(store)) == n + 1
+        finally:
+            ended.set()
+        insertion.result()
     assert [row[:2] for row in minutes(store)] == [(0, 1), (1, 1), (2, 1), (7, 1)]
 
 
