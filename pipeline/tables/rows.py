@@ -189,22 +189,19 @@ class Rows:
             if size > most or size > left:
                 told = f"at most {most} bytes encoded" if size > most else "a request within gateway.max_encoded_bytes"
                 _refuse(taken, number, [Problem("", told, f"{size} bytes")])
+                left = left if size > most else 0
                 continue
             left -= size
-            content = self._content(values)
-            moment = long(time)
-            event_id = _digest(base, moment, content if self.table.keys else content + NOTHING + FIRST)
-            ordinal, unhashed = FIRST, written
-            twin = twins[event_id]
-            twins[event_id] += 1
+            content, moment = self._content(values), long(time)
+            event_id, twin = self._identified(base, moment + content, twins)
+            if start is None:
+                start = zlib.crc32(event_id)
+            place = zlib.crc32(content) if self.table.keys else start + len(twins) // SPREAD_ROWS
+            unhashed, ordinal = written, FIRST
             if twin and self.table.keys:
                 unhashed = region + long(origin.received_time + twin) + tenant
             elif twin:
                 ordinal = long(twin)
-                event_id = _digest(base, moment, content + NOTHING + ordinal)
-            if start is None:
-                start = zlib.crc32(event_id)
-            place = zlib.crc32(content) if self.table.keys else start + len(twins) // SPREAD_ROWS
             lane = lanes[place % partitions]
             lane.pieces += event_id, unhashed, moment + fields + ordinal
             lane.times.append(time)
@@ -212,6 +209,15 @@ class Rows:
             taken.untimed += place_untimed(lane.times, origin.received_time)
             taken.groups += groups(partition, lane, self.schema.head)
         return taken
+
+    def _identified(self, base: "hashlib.blake2b", content: bytes, twins: Counter[bytes]) -> tuple[bytes, int]:
+        """The event_id, and how many rows before it in the request have the same content, or the same keys."""
+        event_id = _digest(base, content if self.table.keys else content + NOTHING + FIRST)
+        twin = twins[event_id]
+        twins[event_id] += 1
+        if twin and not self.table.keys:
+            event_id = _digest(base, content + NOTHING + long(twin))
+        return event_id, twin
 
     def _content(self, values: dict[str, bytes]) -> bytes:
         """What of the fields is hashed."""
@@ -278,9 +284,9 @@ def _refuse(taken: Taken, number: int, problems: list[Problem]) -> None:
     taken.omitted += max(0, len(problems) - room)
 
 
-def _digest(base: "hashlib.blake2b", moment: bytes, content: bytes) -> bytes:
+def _digest(base: "hashlib.blake2b", content: bytes) -> bytes:
     event_id = base.copy()
-    event_id.update(moment + content)
+    event_id.update(content)
     return event_id.digest()
 
 

@@ -1,6 +1,7 @@
-"""The gateway as a process, with Kafka away: what it checks, where it listens, what it reads again, how it ends."""
+"""The gateway as a process, mostly with Kafka away: what it checks, where it listens, what it reads again, how it ends."""
 
 import contextlib
+import io
 import os
 import pathlib
 import signal
@@ -9,15 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
+import fastavro
 import httpx
 import pytest
 
+from pipeline import topics
 from pipeline.gateway.tenants import hashed
-from pipeline.settings import PREFIX
+from pipeline.kafka.reader import Reader
+from pipeline.settings import PREFIX, KafkaSettings, Settings
 from tests.conftest import free_ports
 from tests.gateway.served import PROTOBUF
 from tests.otlp.requests import logs
+from tests.registry.served import Registry
+from tests.tables import made
 
 BODY = "a body that no log may show"
 
@@ -207,3 +214,22 @@ def test_sigterm_ends_it_in_time_and_what_it_took_is_in_the_spool(tmp_path: path
     with process.serving():
         metrics = httpx.get(f"http://127.0.0.1:{process.http_port}/metrics").text
         assert "pipeline_spool_messages 1.0" in metrics
+
+
+def test_rows_of_a_new_table_are_in_kafka(kafka: str, registry: Registry, tmp_path: pathlib.Path) -> None:
+    """A table registered while the gateway runs: its rows are in the real topic when the client hears OK."""
+    own = Settings(kafka=KafkaSettings(bootstrap_servers=kafka))
+    topics.apply_all(own)
+    reader = Reader(own.kafka)
+    before = reader.retained(["events_raw"])
+    process = Process(tmp_path, kafka__bootstrap_servers=kafka, registry__port=registry.settings.port)
+    with process.serving():
+        registry.register(made.audit_log())
+        entry = {"entry": 1, "actor": "ann", "allowed": True, "time": "2026-11-20T10:00:00Z"}
+        url = f"http://127.0.0.1:{process.http_port}/v1/events/audit_log"
+        assert httpx.post(url, json=[entry, {}], timeout=20).json()["accepted"] == 1
+        ends = {(one.topic, one.partition): one.end for one in before}
+        after = [replace(one, start=ends[one.topic, one.partition]) for one in reader.retained(["events_raw"])]
+        [message] = reader.read([one for one in after if one.start < one.end])
+        [record] = fastavro.reader(io.BytesIO(message.value))
+        assert (record["actor"], dict(message.headers)["schema"]) == ("ann", b"audit_log/1")
