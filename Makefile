@@ -15,8 +15,8 @@ help:  ## this list
 demo: .venv/stamp  ## the main job on real input (RECORDS=200000), then the proof
 	@$(BIN)/python deploy/demo/demo.py --records $(RECORDS)
 
-up: .venv/stamp  ## start the stack for hands-on work, or what of it does not run
-	@$(BIN)/pipeline local up
+up: .venv/stamp  ## start the stack for hands-on work, or what of it does not run (REGIONS=eu,us,central: several)
+	@$(BIN)/pipeline local up $(if $(REGIONS),--regions $(REGIONS))
 
 down: .venv/stamp  ## stop the stack
 	@$(BIN)/pipeline local down

@@ -222,6 +222,7 @@ class LocalSettings(Part):
 
     home: pathlib.Path = ROOT / ".local"  # data, logs, pid files
     parts: pathlib.Path = ROOT / ".local" / "parts"  # what was fetched, shared by all homes
+    mirror_maker_port: Port = 8083  # of a region that others are mirrored into
 
 
 class Settings(BaseSettings):
@@ -253,6 +254,14 @@ class Settings(BaseSettings):
     routes: RoutesSettings = RoutesSettings()
     agents: dict[str, dict[str, Any]] = {}  # by the agent's name: its own settings, and those of AgentSettings
     local: LocalSettings = LocalSettings()
+
+    def here_and_mirrored(self, topic: str) -> tuple[str, ...]:
+        """The topic of this region, then what MirrorMaker names those of the others."""
+        return topic, *(f"{region}.{topic}" for region in self.mirrored_regions)
+
+    def stored(self, signal: str) -> tuple[str, ...]:
+        """Every topic that writers store of a signal."""
+        return tuple(name for topic in self.routes.of(signal) for name in self.here_and_mirrored(topic))
 
     @classmethod
     def settings_customise_sources(

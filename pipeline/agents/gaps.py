@@ -61,8 +61,9 @@ class Gap:
 
 
 def topics(writer: str, settings: Settings) -> tuple[str, ...]:
-    """What a writer reads."""
-    return (*(topic for signal in STORED[writer] for topic in settings.routes.of(signal)), registered.TOPIC)
+    """What a writer reads, mirrored topics among it."""
+    stored = (topic for signal in STORED[writer] for topic in settings.stored(signal))
+    return (*stored, *settings.here_and_mirrored(registered.TOPIC))
 
 
 def find(writer: str, read: Sequence[str], settings: Settings) -> list[Gap]:

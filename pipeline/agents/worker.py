@@ -133,6 +133,7 @@ def _give_memory_back() -> None:
 
 def _writers(process: str, settings: Settings, tables: Tables) -> dict[str, Writer]:
     """Who writes which topic."""
+    tables_topics = settings.here_and_mirrored(registered.TOPIC)
     if process == "pg_writer":
         from pipeline.agents import pg_writer  # noqa: PLC0415 - polars takes 90 MB that ch_writer can do without
 
@@ -140,17 +141,17 @@ def _writers(process: str, settings: Settings, tables: Tables) -> dict[str, Writ
             **{
                 topic: pg_writer.PostgresWriter(settings.postgres, signal)
                 for signal in pg_writer.STORES
-                for topic in settings.routes.of(signal)
+                for topic in settings.stored(signal)
             },
-            registered.TOPIC: pg_writer.registered(settings.postgres, tables),
+            **{topic: pg_writer.registered(settings.postgres, tables) for topic in tables_topics},
         }
     return {
         **{
             topic: ch_writer.ClickHouseWriter(settings.clickhouse, signal)
             for signal in schema.SIGNALS
-            for topic in settings.routes.of(signal)
+            for topic in settings.stored(signal)
         },
-        registered.TOPIC: ch_writer.registered(settings.clickhouse, tables),
+        **{topic: ch_writer.registered(settings.clickhouse, tables) for topic in tables_topics},
     }
 
 

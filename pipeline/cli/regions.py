@@ -1,13 +1,16 @@
 """`pipeline regions`."""
 
 import pathlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline import settings
 from pipeline.cli.common import AsJson, Yes, agreed, show_json
 from pipeline.settings import ROOT
+
+if TYPE_CHECKING:
+    from pipeline.regions.status import LinkStatus
 
 app = typer.Typer(no_args_is_help=True, help="Regions as code: topics/topology.yaml, and MirrorMaker 2 between them.")
 
@@ -69,3 +72,50 @@ def apply(yes: Yes = False) -> None:
     changes = regions.plan(topology, loaded)
     if agreed([f"{target}: {step}" for target, steps in changes.items() for step in steps], yes):
         regions.apply(changes, topology)
+
+
+@app.command()
+def status(
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Again and again; also note at the targets how far sources are."),
+    ] = False,
+    every_s: Annotated[float, typer.Option(min=0.5, help="Between two looks of --watch.")] = 5.0,
+    port: Annotated[int | None, typer.Option(help="With --watch: serve /metrics on loopback.")] = None,
+) -> None:
+    """Print where every link stands: latency, lag, checkpoints, throughput; exit 1 where one is broken."""
+    import time
+
+    from prometheus_client import start_http_server
+
+    from pipeline import regions
+    from pipeline.regions import status as room
+
+    loaded = settings.load()
+    topology = regions.load(loaded)
+    if watch and port:
+        start_http_server(port, addr="127.0.0.1")
+    while True:
+        found = room.look(topology, loaded)
+        _show_links(found, as_json)
+        if not watch:
+            raise typer.Exit(1 if any(link.broken for link in found) else 0)
+        room.note(topology, loaded)
+        room.show_metrics(found, topology)
+        time.sleep(every_s)
+
+
+def _show_links(found: "list[LinkStatus]", as_json: bool) -> None:
+    if as_json:
+        show_json([link.as_json() for link in found])
+        return
+    for link in found:
+        age = "never" if link.heartbeat_age_s is None else f"{link.heartbeat_age_s:.1f} s ago"
+        print(f"{link.source} -> {link.target}: {link.broken or 'works'}; heartbeat {age}")
+        for topic in link.topics:
+            lag = "unknown" if topic.lag_messages is None else f"{topic.lag_messages} messages, {topic.lag_s:.1f} s"
+            newest = "none" if topic.newest_age_s is None else f"{topic.newest_age_s:.1f} s old"
+            print(f"  {topic.topic:<14} behind {lag}; newest {newest}; {topic.per_s:.1f} messages/s")
+        for group in link.groups:
+            print(f"  {group.group:<14} {group.partitions} partitions translated, last at {group.last}")

@@ -52,6 +52,7 @@ class Message(NamedTuple):
     headers: dict[str, bytes]
     value: bytes
     pairs: tuple[tuple[str, bytes | None], ...] = ()
+    key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ class Reader:
         consumer.assign([TopicPartition(each.topic, each.partition, each.start) for each in left.values()])
         heard = time.monotonic()
         while left:
-            batch = consumer.consume(AT_ONCE, timeout=1.0)
+            batch = consumer.consume(AT_ONCE, timeout=POLL_S)
             if batch:
                 heard = time.monotonic()
             elif time.monotonic() - heard > SILENCE_S:
@@ -243,4 +244,5 @@ def _message(fetched: Fetched) -> Message:
         headers=dict(pairs),  # type: ignore[arg-type]
         value=fetched.value() or b"",
         pairs=pairs,
+        key=fetched.key() or b"",
     )

@@ -7,6 +7,7 @@ import pathlib
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -55,6 +56,20 @@ def kafka_ports(settings: KafkaSettings) -> tuple[int, int]:
     """The broker's port, and its controller's one higher."""
     port = int(settings.bootstrap_servers.rpartition(":")[2])
     return port, port + 1
+
+
+def mirror_maker(properties: str, local: LocalSettings, tell: Tell) -> Process:
+    """MirrorMaker 2 in dedicated mode with these properties; ready when its workers answer each other."""
+    jars, home = parts.kafka_jars(local.parts, tell), local.home / "mirror_maker"
+    home.mkdir(parents=True, exist_ok=True)
+    config = home / "mm2.properties"
+    config.write_text(properties)
+    java = ["java", *JVM, f"-Dlog4j2.configurationFile={parts.DEPLOY / 'kafka' / 'log4j2.yaml'}", "-cp", f"{jars}/*"]
+
+    def ready() -> None:
+        socket.create_connection(("127.0.0.1", local.mirror_maker_port), timeout=1).close()
+
+    return Process("mirror_maker", [*java, "org.apache.kafka.connect.mirror.MirrorMaker", str(config)], ready)
 
 
 def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Process:
@@ -152,7 +167,7 @@ def clickhouse_port(settings: ClickHouseSettings) -> int:
 
 def wipe(local: LocalSettings) -> None:
     """Remove the data of all servers; what was fetched stays."""
-    for folder in ("kafka", "clickhouse", "spool", "log", "run"):
+    for folder in ("kafka", "clickhouse", "mirror_maker", "spool", "log", "run"):
         shutil.rmtree(local.home / folder, ignore_errors=True)
     postgres_home = _enterable(local.home / "postgres")
     shutil.rmtree(postgres_home, ignore_errors=True)

@@ -9,7 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -22,17 +22,28 @@ from pipeline.settings import Settings
 SERVERS = ("kafka", "postgres", "clickhouse")
 OURS = ("registry", "gateway", "pg_writer", "ch_writer")
 NAMES = SERVERS + OURS
+MIRROR_MAKER = "mirror_maker"
+
+
+class Mirror(NamedTuple):
+    """What MirrorMaker 2 brings into a stack's Kafka: the topics that it needs there, and its properties."""
+
+    topics: Sequence[topics.Topic]
+    properties: str
 
 
 class Stack:
     """The processes that these settings describe; it listens where the settings point.
 
     `tell` hears one line a step. Every changing method holds a lock on the home folder and raises Misconfigured where
-    another command holds it.
+    another command holds it. With a `mirror` there is one process more, which `up` leaves alone: what it mirrors from
+    must run first.
     """
 
-    def __init__(self, stack_settings: Settings, tell: Callable[[str], None]) -> None:
+    def __init__(self, stack_settings: Settings, tell: Callable[[str], None], mirror: Mirror | None = None) -> None:
         self._settings = stack_settings
+        self._mirror = mirror
+        self.names = (*NAMES, MIRROR_MAKER) if mirror else NAMES
         self._tell = tell
         self._runner = Runner(stack_settings.local.home)
 
@@ -48,12 +59,12 @@ class Stack:
     def down(self) -> None:
         """Stop everything: our own processes, then the servers."""
         with self._changing():
-            self._stop(NAMES)
+            self._stop(self.names)
 
     def wipe(self) -> None:
         """Stop everything and remove all data; what was fetched stays."""
         with self._changing():
-            self._stop(NAMES)
+            self._stop(self.names)
             servers.wipe(self._settings.local)
             self._tell("data removed")
 
@@ -87,7 +98,7 @@ class Stack:
             "postgres": own.postgres.dsn.get_secret_value(),
             "clickhouse": own.clickhouse.url,
             "registry": own.registry.address,
-            "processes": [row for name in NAMES for row in self._rows(name)],
+            "processes": [row for name in self.names for row in self._rows(name)],
         }
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
@@ -124,14 +135,16 @@ class Stack:
             yield
 
     def _known(self, names: Sequence[str]) -> Sequence[str]:
-        unknown = [name for name in names if name not in NAMES]
+        unknown = [name for name in names if name not in self.names]
         if unknown:
-            raise Misconfigured([f"There is no process {name!r}; there are {', '.join(NAMES)}." for name in unknown])
+            raise Misconfigured(
+                [f"There is no process {name!r}; there are {', '.join(self.names)}." for name in unknown]
+            )
         return names
 
     def _missing(self, names: Sequence[str]) -> list[str]:
         """Those of `names` that do not run, in order, once it is sure that nobody else holds their ports."""
-        missing = [name for name in NAMES if name in names and not self._runner.find(name)]
+        missing = [name for name in self.names if name in names and not self._runner.find(name)]
         for name in missing:
             self._runner.bury(name)
         check_ports({name: self._ports(name) for name in missing})
@@ -162,7 +175,7 @@ class Stack:
         self._tell(f"{name}: ready after {took_s:.1f} s")
 
     def _stop(self, names: Sequence[str]) -> None:
-        for tier in (OURS, SERVERS):
+        for tier in ((*OURS, MIRROR_MAKER), SERVERS):
             running = [name for name in tier if name in names and self._runner.find(name)]
             with ThreadPoolExecutor(len(tier)) as pool:
                 list(pool.map(self._stop_one, running))
@@ -174,6 +187,11 @@ class Stack:
 
     def _prepare(self) -> None:
         changes = topics.apply_all(self._settings)
+        if self._mirror:
+            cluster = topics.cluster_of(self._settings)
+            mirrored = topics.plan(self._mirror.topics, cluster)
+            topics.apply(mirrored, cluster)
+            changes += mirrored
         applied = migrations.up_all(self._settings)
         upkeep = maintain.run_all(self._settings, datetime.datetime.now(datetime.UTC))
         self._tell(
@@ -190,6 +208,9 @@ class Stack:
                 return servers.postgres(own.postgres, own.local, self._tell)
             case "clickhouse":
                 return servers.clickhouse(own.clickhouse, own.local)
+            case "mirror_maker":
+                assert self._mirror
+                return servers.mirror_maker(self._mirror.properties, own.local, self._tell)
             case _:
                 return self._own(name)
 
@@ -203,7 +224,7 @@ class Stack:
         env = {**inherited, **settings.as_environment(self._settings)}
         return Process(name, [sys.executable, "-m", "pipeline", name], ready, env)
 
-    def _ports(self, name: str) -> list[int]:
+    def _ports(self, name: str) -> list[int]:  # noqa: PLR0911 - a table
         """Where a process listens; of our own, health comes first."""
         own = self._settings
         match name:
@@ -213,6 +234,8 @@ class Stack:
                 return [servers.postgres_port(own.postgres)]
             case "clickhouse":
                 return [servers.clickhouse_port(own.clickhouse)]
+            case "mirror_maker":
+                return [own.local.mirror_maker_port]
             case "registry":
                 return [own.registry.port]
             case "gateway":

@@ -214,7 +214,13 @@ def _link(link: Link, topology: Topology, declared: Sequence[Topic]) -> Iterator
         f"{link}.replication.factor", target.replication_factor, "Should MirrorMaker ever be first to make a topic."
     )
     yield Entry(f"{link}.checkpoints.topic.replication.factor", target.replication_factor)
+    yield Entry(f"{link}.heartbeats.topic.replication.factor", target.replication_factor)
     yield Entry(f"{link}.offset-syncs.topic.replication.factor", source.replication_factor)
+    if not any((other.source, other.target) == (link.target, link.source) for other in topology.links):
+        yield Entry(
+            f"{link}.emit.heartbeats.enabled", "false",
+            f"It would write heartbeats into {link.target}, for a link from there, and there is none.",
+        )  # fmt: skip
 
 
 def _heartbeats(topology: Topology, links: Sequence[Link], target: str) -> Iterator[Entry]:

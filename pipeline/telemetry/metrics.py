@@ -121,6 +121,28 @@ AGENT_RECYCLED = Counter(
     ["agent"],
 )  # fmt: skip
 
+HEARTBEAT_AGE_SECONDS = Gauge(
+    "pipeline_regions_heartbeat_age_seconds", "Age of the newest heartbeat that a link brought.", ["source", "target"]
+)
+LINK_BROKEN = Gauge("pipeline_regions_link_broken", "1 while a link brings nothing.", ["source", "target"])
+MIRROR_LAG_MESSAGES = Gauge(
+    "pipeline_regions_lag_messages", "Messages of the source that a link has not brought yet.",
+    ["source", "target", "topic"],
+)  # fmt: skip
+MIRROR_LAG_SECONDS = Gauge(
+    "pipeline_regions_lag_seconds", "Age of the oldest message that a link has not brought yet.",
+    ["source", "target", "topic"],
+)  # fmt: skip
+MIRRORED_PER_SECOND = Gauge(
+    "pipeline_regions_mirrored_messages_per_second", "What a link brought of the last minute.",
+    ["source", "target", "topic"],
+)  # fmt: skip
+CHECKPOINT_AGE_SECONDS = Gauge(
+    "pipeline_regions_checkpoint_age_seconds", "Since an offset of the source's writers was last translated.",
+    ["source", "target"],
+)  # fmt: skip
+RPO_SECONDS = Gauge("pipeline_regions_rpo_goal_seconds", "What the topology allows a region to lose.", ["source"])
+
 
 def exposition() -> tuple[bytes, str]:
     """Everything this process (or, under a supervisor, all its workers) counted: body and content type."""

@@ -31,9 +31,10 @@ LATER = ", ".join(f"EXCLUDED.{column}" for column in VALUES)
 INSERT = f"""
     WITH written AS (
         INSERT INTO events AS held
-        SELECT DISTINCT ON (time, event_id) * FROM incoming_events ORDER BY time, event_id, received_time DESC
+        SELECT DISTINCT ON (time, event_id) * FROM incoming_events
+        ORDER BY time, event_id, received_time DESC, region DESC
         ON CONFLICT (time, event_id) DO UPDATE SET ({", ".join(VALUES)}) = ROW ({LATER})
-        WHERE EXCLUDED.received_time > held.received_time
+        WHERE (EXCLUDED.received_time, EXCLUDED.region) > (held.received_time, held.region)
         RETURNING held.time, held.event_id
     )
     SELECT count(*) - count(replaced.event_id), count(replaced.event_id)

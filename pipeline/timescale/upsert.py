@@ -8,17 +8,19 @@ from psycopg import sql
 
 from pipeline.timescale import rows
 
-# The later receipt wins, the id where two are equal: so any order of arrival, and any repetition, ends in the same row.
+# The later receipt wins, the id and then the region where two are equal: so any order of arrival, any repetition, and
+# one event by way of two regions, ends in the same row.
 # RETURNING does not tell of rows that are left alone nor, of a partitioned table, which were there: those replaced and
 # those whose place another event keeps are counted where it shows.
 UPSERT = """
     WITH written AS (
         INSERT INTO {table} AS held ({columns})
         SELECT DISTINCT ON ({key}) {columns} FROM {incoming}
-        ORDER BY {key}, received_time DESC, event_id DESC
+        ORDER BY {key}, received_time DESC, event_id DESC, region DESC
         ON CONFLICT ({key}) DO UPDATE SET ({values}) = ROW ({excluded})
         WHERE CASE
-            WHEN (EXCLUDED.received_time, EXCLUDED.event_id) > (held.received_time, held.event_id)
+            WHEN (EXCLUDED.received_time, EXCLUDED.event_id, EXCLUDED.region)
+                > (held.received_time, held.event_id, held.region)
                 THEN set_config({replaced}, ({replaced_count} + 1)::text, true) IS NOT NULL
             WHEN EXCLUDED.event_id <> held.event_id THEN set_config({kept}, ({kept_count} + 1)::text, true) IS NULL
             ELSE false

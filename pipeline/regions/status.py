@@ -1,0 +1,190 @@
+"""Where every link stands: what its source has, what its target has of it, and how old that is."""
+
+import datetime
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pipeline import topics
+from pipeline.errors import Unavailable
+from pipeline.kafka.groups import Committed, Groups
+from pipeline.kafka.reader import Range, Reader
+from pipeline.regions import links
+from pipeline.regions.mirror_maker import HEARTBEAT_S
+from pipeline.regions.topology import Link, Topology
+from pipeline.settings import Settings
+from pipeline.telemetry import metrics
+
+GROUP = "pipeline_regions"  # its offsets at the target say how far the source was when it was last seen
+BROKEN_AFTER_S = 6 * HEARTBEAT_S
+MINUTE_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class TopicStatus:
+    """One topic of a link, named as at the source. What only the source knows is None while it is away.
+
+    lag_messages   in the source, and not yet here
+    lag_s          how old the oldest of those is; 0 where there are none
+    newest_age_s   how old the newest message is that came here; None where none did
+    per_s          messages of the last minute that came here, a second
+    """
+
+    topic: str
+    lag_messages: int | None
+    lag_s: float | None
+    newest_age_s: float | None
+    per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """Of one group: partitions whose offset is translated, and when the last of them was."""
+
+    group: str
+    partitions: int
+    last: str
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """One link. `broken` says why nothing comes through, and is empty where it works."""
+
+    source: str
+    target: str
+    broken: str
+    heartbeat_age_s: float | None
+    topics: list[TopicStatus] = field(default_factory=list)
+    groups: list[Translated] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def look(topology: Topology, settings: Settings) -> list[LinkStatus]:
+    """Every link as it is now. Changes nothing; a region that does not answer is told, not raised."""
+    declared = topics.load(environment=settings.environment)
+    with ThreadPoolExecutor(max(1, len(topology.links))) as pool:
+        return list(
+            pool.map(lambda link: _link(link, [topic.name for topic in link.of(declared)], topology), topology.links)
+        )
+
+
+def note(topology: Topology, settings: Settings) -> None:
+    """Write down at each target how far its sources are now, so that a failover can count what did not come over.
+
+    A region that does not answer keeps what was written last.
+    """
+    declared = topics.load(environment=settings.environment)
+    for link in topology.links:
+        names = [topic.name for topic in link.of(declared)]
+        try:
+            ends = Reader(topology.regions[link.source].kafka).retained(names)
+            now_ms = time.time_ns() // 10**6
+            seen = {(f"{link.source}.{each.topic}", each.partition): Committed(each.end, str(now_ms)) for each in ends}
+            Groups(topology.regions[link.target].kafka).move(GROUP, seen)
+        except Unavailable:
+            continue
+
+
+def show_metrics(found: Sequence[LinkStatus], topology: Topology) -> None:
+    """Into the catalogue; what is not known now is not a number."""
+    unknown = float("nan")
+    for alias, region in topology.regions.items():
+        metrics.RPO_SECONDS.labels(alias).set(region.recovery.rpo_s)
+    for each in found:
+        pair = each.source, each.target
+        metrics.LINK_BROKEN.labels(*pair).set(bool(each.broken))
+        metrics.HEARTBEAT_AGE_SECONDS.labels(*pair).set(_or(each.heartbeat_age_s, unknown))
+        ages = [group.age_s for group in each.groups]
+        metrics.CHECKPOINT_AGE_SECONDS.labels(*pair).set(min(ages) if ages else unknown)
+        for topic in each.topics:
+            metrics.MIRROR_LAG_MESSAGES.labels(*pair, topic.topic).set(_or(topic.lag_messages, unknown))
+            metrics.MIRROR_LAG_SECONDS.labels(*pair, topic.topic).set(_or(topic.lag_s, unknown))
+            metrics.MIRRORED_PER_SECOND.labels(*pair, topic.topic).set(topic.per_s)
+
+
+def _or(value: float | None, unknown: float) -> float:
+    return unknown if value is None else value
+
+
+def _link(link: Link, names: list[str], topology: Topology) -> LinkStatus:
+    source, target = Reader(topology.regions[link.source].kafka), Reader(topology.regions[link.target].kafka)
+    try:
+        age_s = links.heartbeat_age_s(target, link.source)
+        groups = _translated(links.checkpoints(target, link.source))
+        present = target.topics()
+        here = target.retained(name for name in (f"{link.source}.{name}" for name in names) if name in present)
+        newest_ms = newest(target, here)
+        minute = target.between(here, time.time_ns() // 10**6 - MINUTE_MS, None)
+    except Unavailable as away:
+        return LinkStatus(link.source, link.target, f"{link.target} does not answer: {away}", None)
+    broken, lag = _broken(link, age_s), None
+    try:
+        lag = behind(link, names, source, target)
+    except (Unavailable, KeyError) as away:
+        broken = f"{link.source} does not answer, or has not its topics: {away}"
+    now_ms = time.time_ns() // 10**6
+    found = [
+        TopicStatus(
+            name,
+            lag[name][0] if lag else None,
+            lag[name][1] if lag else None,
+            max(0.0, (now_ms - newest_ms[mirrored]) / 1000) if mirrored in newest_ms else None,
+            sum(each.end - each.start for each in minute if each.topic == mirrored) * 1000 / MINUTE_MS,
+        )
+        for name, mirrored in ((name, f"{link.source}.{name}") for name in names)
+    ]
+    return LinkStatus(link.source, link.target, broken, age_s, found, groups)
+
+
+def _broken(link: Link, age_s: float | None) -> str:
+    if age_s is None:
+        return f"no heartbeat of {link.source} ever came: MirrorMaker into {link.target} does not run, or just starts."
+    if age_s > BROKEN_AFTER_S:
+        return f"the last heartbeat that came is {age_s:.0f} s old: MirrorMaker is down, or cannot reach {link.source}."
+    return ""
+
+
+def behind(link: Link, names: Sequence[str], source: Reader, target: Reader) -> dict[str, tuple[int, float]]:
+    """By topic: how many messages the source has that did not come over, and how old the oldest of them is.
+
+    Raises Unavailable where a region does not answer, KeyError where the source lacks a topic.
+    """
+    held = source.retained(names)
+    at = links.positions(target, link.source, [(each.topic, each.partition) for each in held if each.end])
+    left = [replace(each, start=max(each.start, at.get((each.topic, each.partition), 0))) for each in held]
+    left = [each for each in left if each.start < each.end]
+    now_ms = time.time_ns() // 10**6
+    oldest_ms: dict[str, int] = {}
+    for message in source.read(replace(each, end=each.start + 1) for each in left):
+        oldest_ms[message.topic] = min(message.timestamp_ms, oldest_ms.get(message.topic, now_ms))
+    return {
+        name: (
+            sum(each.end - each.start for each in left if each.topic == name),
+            max(0.0, (now_ms - oldest_ms.get(name, now_ms)) / 1000),
+        )
+        for name in names
+    }
+
+
+def newest(reader: Reader, ranges: Sequence[Range]) -> dict[str, int]:
+    """By topic, the latest timestamp among the last messages of `ranges`, ms; topics without messages are left out."""
+    last = [replace(each, start=max(each.start, each.end - 3)) for each in ranges]  # markers have offsets too
+    found: dict[str, int] = {}
+    for message in reader.read(last):
+        found[message.topic] = max(message.timestamp_ms, found.get(message.topic, 0))
+    return found
+
+
+def _translated(found: Sequence[links.Checkpoint]) -> list[Translated]:
+    groups = []
+    for group in sorted({each.group for each in found}):
+        own = [each for each in found if each.group == group]
+        last_ms = max(each.time_ms for each in own)
+        last = datetime.datetime.fromtimestamp(last_ms / 1000, datetime.UTC).isoformat(timespec="seconds")
+        groups.append(Translated(group, len(own), last, max(0.0, time.time() - last_ms / 1000)))
+    return groups
