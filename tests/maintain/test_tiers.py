@@ -117,6 +117,7 @@ def read(client: Client) -> dict[str, list[tuple[object, ...]]]:
     }
 
 
+@pytest.mark.timeout(300)  # 25 s on an idle machine
 def test_rows_walk_from_disk_to_disk_and_go(tiered: Tiered) -> None:
     """Hot, warm, on S3, gone: readers see each row whole at every stage, after SIGKILL too; the other
     rows stay, and `migrate verify` calls nothing of it a difference."""
