@@ -10,6 +10,7 @@ from pipeline.cli.common import AsJson, Yes, agreed, show_json
 from pipeline.settings import ROOT
 
 if TYPE_CHECKING:
+    from pipeline.regions.failover import Move
     from pipeline.regions.status import LinkStatus
 
 app = typer.Typer(no_args_is_help=True, help="Regions as code: topics/topology.yaml, and MirrorMaker 2 between them.")
@@ -119,3 +120,60 @@ def _show_links(found: "list[LinkStatus]", as_json: bool) -> None:
             print(f"  {topic.topic:<14} behind {lag}; newest {newest}; {topic.per_s:.1f} messages/s")
         for group in link.groups:
             print(f"  {group.group:<14} {group.partitions} partitions translated, last at {group.last}")
+
+
+From = Annotated[str, typer.Option("--from", help="The region.")]
+To = Annotated[str, typer.Option("--to", help="The region.")]
+Within = Annotated[float, typer.Option(min=1, help="How long to wait for what takes time.")]
+
+
+@app.command()
+def failover(  # noqa: PLR0913, PLR0917 - options
+    source: From,
+    target: To,
+    since: Annotated[str | None, typer.Option(help="Read from this receipt time again, ISO 8601.")] = None,
+    unknown_loss: Annotated[bool, typer.Option("--unknown-loss", help="Go on though nobody counted the loss.")] = False,
+    within_s: Within = 600.0,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print every step by which --to stores what --from had, and what did not come over; ask; do them."""
+    from pipeline import regions
+    from pipeline.record.times import parse_ns
+    from pipeline.regions.failover import Failover
+
+    loaded = settings.load()
+    since_ms = parse_ns(since) // 10**6 if since else None
+    pair = source, target
+    _move(
+        Failover(regions.load(loaded), loaded, pair, since_ms=since_ms, unknown_loss=unknown_loss),
+        within_s,
+        yes,
+        as_json,
+    )
+
+
+@app.command()
+def failback(source: From, target: To, within_s: Within = 600.0, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Print every step by which --to, which is back, takes its own records again; ask; do them."""
+    from pipeline import regions
+    from pipeline.regions.failover import Failback
+
+    loaded = settings.load()
+    _move(Failback(regions.load(loaded), loaded, (target, source)), within_s, yes, as_json)
+
+
+def _move(move: "Move", within_s: float, yes: bool, as_json: bool) -> None:
+    from pipeline.regions.failover import carry_out
+
+    course = move.look()
+    if as_json:
+        show_json(course.as_json())
+        raise typer.Exit(1 if any(step.state != "done" for step in course.steps) else 0)
+    for each in (*course.lost, *course.steps):
+        print(each)
+    if any(step.state != "done" for step in course.steps):
+        if not yes and not any(step.state == "refused" for step in course.steps):
+            typer.confirm("Do this?", abort=True)
+        carry_out(move, print, within_s)
+    print("All steps are done.")

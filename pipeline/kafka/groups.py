@@ -4,7 +4,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import Unavailable
@@ -67,6 +73,14 @@ class Groups:
             for each in found
             if each.offset >= 0
         }
+
+    def busy(self, group: str) -> bool:
+        """Whether it has members, of whatever kind they are."""
+
+        def ask() -> bool:
+            return any(found.members for found in self._client.list_groups(group, timeout=TIMEOUT_S))
+
+        return self._patiently(ask, f"describe group {group}", NOT_YET)
 
     def move(self, group: str, offsets: Mapping[Partition, Committed]) -> None:
         """Commit `offsets` in the name of `group`, which must have no members; those that just died are waited for."""

@@ -142,6 +142,13 @@ class Publisher:
         self, topic: str, partition: int, value: bytes, headers: Headers
     ) -> "asyncio.Future[Unavailable | None]":
         """Queue one message; never blocks."""
+        return self._produce(topic, partition=partition, value=value, headers=[*headers])
+
+    def remove(self, topic: str, partition: int, key: bytes) -> "asyncio.Future[Unavailable | None]":
+        """Queue the news, for a compacted topic, that `key` has no value any more; never blocks."""
+        return self._produce(topic, partition=partition, key=key, value=None)
+
+    def _produce(self, topic: str, **message: Any) -> "asyncio.Future[Unavailable | None]":
         acknowledged: asyncio.Future[Unavailable | None] = self._loop.create_future()
 
         def on_delivery(error: KafkaError | None, _: Message) -> None:
@@ -149,7 +156,7 @@ class Publisher:
             self._loop.call_soon_threadsafe(_settle, acknowledged, result)
 
         try:
-            self._producer.produce(topic, value=value, partition=partition, headers=[*headers], on_delivery=on_delivery)
+            self._producer.produce(topic, **message, on_delivery=on_delivery)
         except BufferError:
             acknowledged.set_result(Unavailable("The queue to Kafka is full."))
         except KafkaException as error:

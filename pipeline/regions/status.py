@@ -5,10 +5,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import topics
 from pipeline.errors import Unavailable
+from pipeline.kafka.admin import Cluster
 from pipeline.kafka.groups import Committed, Groups
 from pipeline.kafka.reader import Range, Reader
 from pipeline.regions import links
@@ -76,18 +77,48 @@ def look(topology: Topology, settings: Settings) -> list[LinkStatus]:
 def note(topology: Topology, settings: Settings) -> None:
     """Write down at each target how far its sources are now, so that a failover can count what did not come over.
 
-    A region that does not answer keeps what was written last.
+    A region that does not answer keeps what was written last; so does one whose cluster was made anew, until it is
+    failed back.
     """
     declared = topics.load(environment=settings.environment)
     for link in topology.links:
         names = [topic.name for topic in link.of(declared)]
         try:
-            ends = Reader(topology.regions[link.source].kafka).retained(names)
-            now_ms = time.time_ns() // 10**6
-            seen = {(f"{link.source}.{each.topic}", each.partition): Committed(each.end, str(now_ms)) for each in ends}
-            Groups(topology.regions[link.target].kafka).move(GROUP, seen)
+            clusters = {seen.cluster for seen in noted(link, names, topology).values()}
+            if not clusters or clusters == {Cluster(topology.regions[link.source].kafka).id()}:
+                write_down(link, names, topology)
         except Unavailable:
             continue
+
+
+def write_down(link: Link, names: Sequence[str], topology: Topology) -> None:
+    """Note how far the source of a link is now, and which cluster it is."""
+    source = topology.regions[link.source].kafka
+    said = f"{time.time_ns() // 10**6}/{Cluster(source).id()}"
+    ends = Reader(source).retained(names)
+    seen = {(f"{link.source}.{each.topic}", each.partition): Committed(each.end, said) for each in ends}
+    Groups(topology.regions[link.target].kafka).move(GROUP, seen)
+
+
+class Seen(NamedTuple):
+    """What a source held when it was last seen: the next offset of a partition, when, and in which cluster."""
+
+    end: int
+    time_ms: int
+    cluster: str
+
+
+def noted(link: Link, names: Sequence[str], topology: Topology) -> dict[links.Partition, Seen]:
+    """By the source's names; empty where nobody watched. Raises Unavailable where the target is away."""
+    kafka = topology.regions[link.target].kafka
+    counts = Reader(kafka).topics()
+    mirrored = [f"{link.source}.{name}" for name in names]
+    places = [(name, partition) for name in mirrored for partition in range(counts.get(name, 0))]
+    found = {}
+    for (topic, partition), held in Groups(kafka).committed(GROUP, places).items():
+        time_ms, _, cluster = held.metadata.partition("/")
+        found[topic.removeprefix(f"{link.source}."), partition] = Seen(held.offset, int(time_ms or 0), cluster)
+    return found
 
 
 def show_metrics(found: Sequence[LinkStatus], topology: Topology) -> None:
