@@ -43,7 +43,10 @@ MAKE = """
         tenant LowCardinality(String),
         time Int64 CODEC(Delta, ZSTD(1)),
         timestamp DateTime64(9, 'UTC') MATERIALIZED fromUnixTimestamp64Nano(
-            if(time BETWEEN 946684800000000000 AND received_time + 86400000000000, time, received_time), 'UTC'
+            if(
+                time BETWEEN 946684800000000000 AND intDiv(received_time, 1000000) * 1000000 + 86400000000000,
+                time, intDiv(received_time, 1000000) * 1000000
+            ), 'UTC'
         ) CODEC(Delta, ZSTD(1)),
         {columns},
         ordinal Int32

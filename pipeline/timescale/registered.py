@@ -12,7 +12,7 @@ from psycopg import sql
 
 from pipeline.delivery import BrokenTable
 from pipeline.errors import Rejected
-from pipeline.record.times import SANE_AHEAD_NS, SANE_FROM_NS
+from pipeline.record.times import RECEIPT_NS, SANE_AHEAD_NS, SANE_FROM_NS
 from pipeline.settings import PostgresSettings
 from pipeline.tables.model import Column, Kind, Table
 from pipeline.telemetry import metrics
@@ -226,7 +226,8 @@ def _encoded(joined: bytes, columns: Sequence[Column]) -> "list[bytes]":
     `time` is the row's own; the receipt where that is missing or absurd. Raise Rejected where the file does not decode.
     """
     received, time = pl.col("received_time"), pl.col("time")
-    stands = pl.when(time.is_between(SANE_FROM_NS, received + SANE_AHEAD_NS)).then(time).otherwise(received)
+    receipt = received // RECEIPT_NS * RECEIPT_NS
+    stands = pl.when(time.is_between(SANE_FROM_NS, receipt + SANE_AHEAD_NS)).then(time).otherwise(receipt)
     names = [column.name for column in columns]
     frame = (
         rows.read(joined, ["event_id", "region", "received_time", "tenant", "time", *names])

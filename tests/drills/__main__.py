@@ -21,7 +21,17 @@ from rich.table import Table
 
 from pipeline.errors import PipelineError
 from pipeline.settings import ROOT
-from tests.drills import fuzz_encoders, fuzz_gateway, kafka_away, killer, rewind, soak, spool_crashes, store_away
+from tests.drills import (
+    fuzz_encoders,
+    fuzz_gateway,
+    kafka_away,
+    killer,
+    registry,
+    rewind,
+    soak,
+    spool_crashes,
+    store_away,
+)
 from tests.drills.context import Context, Failed
 
 Drill = Callable[[Context], str]
@@ -34,6 +44,7 @@ DRILLS: dict[str, Drill] = {
     "store_away": store_away.drill,
     "killer": killer.drill,
     "rewind": rewind.drill,
+    "registry": registry.drill,
 }
 HOME = ROOT / ".local" / "drills"
 

@@ -17,7 +17,9 @@ import pytest
 from confluent_kafka import Consumer, Producer
 
 from pipeline import clickhouse
+from pipeline.audit import audit
 from pipeline.settings import as_environment
+from tests.drills import registry
 from tests.otlp.as_json import as_json
 from tests.otlp.requests import logs, metrics, traces
 from tests.system.conftest import Running
@@ -52,6 +54,22 @@ def test_a_request_sent_twice_is_one_row_an_event(running: Running) -> None:
         tables = ("metrics_points", "metrics_histograms", "metrics_exponential_histograms", "metrics_summaries")
         rows = [connection.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables]
     assert rows == [(3,), (2,), (1,), (1,)]
+
+
+@pytest.mark.timeout(300)
+def test_registered_tables_are_filled_and_widened_under_kills(running: Running) -> None:
+    """Two tables registered over HTTP, 2,000 rows of which 20 bad, a field more in the middle and a worker of each
+    writer killed: bad rows are refused by name, all others read once in each store, and the audit agrees."""
+    said = registry.proven(running.stack, running.settings, 2000, print)
+    assert said == "2,000 rows posted, 20 refused by row and path, the others read once in each store"
+    report = audit(running.settings, signals=["events"])
+    assert report.clean, report.as_dict()
+    counts = {
+        (part, store): (findings.expected, findings.rows)
+        for part, about in report.signals.items() for store, findings in about.stores.items()
+    }  # fmt: skip
+    assert sum(rows for _, rows in counts.values()) == 2 * 1980
+    assert all(expected == rows for expected, rows in counts.values())
 
 
 @pytest.mark.timeout(300)

@@ -116,7 +116,9 @@ def test_rows_of_one_key_are_one_event_and_the_last_is_the_latest() -> None:
     )
     first = [record for record in found if record["entry"] == 1]
     assert len({record["event_id"] for record in found}) == 2
-    assert [(one["actor"], one["received_time"]) for one in first] == [("ann", NOW), ("bob", NOW + 1), ("eve", NOW + 2)]
+    assert [(one["actor"], one["received_time"]) for one in first] == [
+        ("ann", NOW), ("bob", NOW + 1000), ("eve", NOW + 2000),
+    ]  # fmt: skip
     moved = {**ENTRY, "time": "2026-11-15T10:00:01Z"}
     assert ids(encode(table, [moved])) != ids(encode(table, [ENTRY]))
 
