@@ -32,7 +32,7 @@ def drill(context: Context) -> str:
     """SIGKILL, and servers stopped in order now and then; what was answered OK is stored once, and the audit is clean."""
     rng = random.Random(context.seed)
     deeds: list[str] = []
-    with context.whole_stack(_with_workers) as (stack, settings):
+    with context.whole_stack(with_workers) as (stack, settings):
         load = Exporters(settings)
         load.start()
         deadline = time.monotonic() + (SHORT_SECONDS if context.short else SECONDS)
@@ -68,7 +68,7 @@ def _deed(rng: random.Random, stack: Stack, settings: Settings) -> str:
     return f"{'restarted' if restart else 'killed'} {name}"
 
 
-def _with_workers(settings: Settings) -> Settings:
+def with_workers(settings: Settings) -> Settings:
     own = {name: getattr(settings, name) for name in WRITERS}
     return settings.model_copy(
         update={

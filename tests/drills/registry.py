@@ -25,12 +25,14 @@ from pipeline.settings import Settings
 from tests.bench import measured
 from tests.drills.context import Context, Failed
 from tests.drills.exporters import Exporters
+from tests.drills.killer import with_workers
 from tests.drills.proof import audited, read_once
 from tests.tables.made import audit_log, deployments
 
 ROWS = 100_000
 BATCH_ROWS, POSTERS = 250, 3
 BAD_EVERY = 100  # rows
+EVOLVED_AT = 0.6  # of the rows, at the latest: those after it carry the new field
 STORED_WITHIN_S, ANSWERED_WITHIN_S = 180.0, 60.0
 WRITERS = ("ch_writer", "pg_writer")
 NOTE = {"name": "note", "type": "string", "default": "none"}
@@ -53,7 +55,7 @@ class Kind(NamedTuple):
 
 def drill(context: Context) -> str:
     """100,000 rows, of which 1,000 bad, beside logs, metrics and traces."""
-    with context.whole_stack() as (stack, settings):
+    with context.whole_stack(with_workers) as (stack, settings):
         load = Exporters(settings)
         load.start()
         said = proven(stack, settings, 4000 if context.short else ROWS, context.tell)
@@ -83,7 +85,7 @@ def proven(stack: Stack, settings: Settings, rows: int, tell: Callable[[str], No
             "/tables/deployments/versions",
             {"expected_version": 1, "schema": {**avro, "fields": [*avro["fields"], NOTE]}},
         )
-        posting.evolved = True
+        posting.evolved.set()
         tell("deployments has a field more")
         posting.until(0.6)
         tell(_killed(stack))
@@ -108,7 +110,7 @@ class Posting:
         self._lock = threading.Lock()
         self._rows = rows
         self._answered = 0
-        self.evolved = False
+        self.evolved = threading.Event()
         self.accepted: dict[str, set[int]] = {kind.name: set() for kind in kinds}
         self.noted: set[int] = set()  # whose row carries the field of the second version
         self.refused: collections.Counter[str] = collections.Counter()
@@ -135,7 +137,9 @@ class Posting:
 
     def _post(self, client: httpx.Client, kind: Kind, numbers: range) -> None:
         rows = [kind.row(number) for number in numbers]
-        noted = self.evolved and kind.name == "deployments"
+        if numbers.start >= EVOLVED_AT * self._rows:
+            self.evolved.wait(ANSWERED_WITHIN_S)
+        noted = self.evolved.is_set() and kind.name == "deployments"
         wanted = {}
         for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             if noted:
@@ -194,10 +198,18 @@ def _registry(settings: Settings, path: str, document: dict[str, Any]) -> None:
 
 
 def _killed(stack: Stack) -> str:
-    """SIGKILL of a worker of each writer; its supervisor starts another."""
+    """SIGKILL of one worker of each writer, or of the writer where it is one process; then it runs again."""
+    alone = []
     for name in WRITERS:
-        with contextlib.suppress(IndexError, psutil.NoSuchProcess):
-            measured.process(stack, name).children()[0].kill()
+        own = measured.process(stack, name)
+        workers = own.children()
+        victim = workers[0] if workers else own
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+            psutil.wait_procs([victim], 10)
+        if not workers:
+            alone.append(name)
+    stack.start(alone)
     return f"killed a worker of {' and '.join(WRITERS)}"
 
 
@@ -217,7 +229,7 @@ def _read_once(settings: Settings, table: str, accepted: set[int], noted: set[in
 
     for store, read in (("PostgreSQL", in_postgres), ("ClickHouse", in_clickhouse)):
         measured.wait_until(lambda read=read: len(_quietly(read)) >= len(accepted), STORED_WITHIN_S)  # type: ignore[misc]
-        rows = _quietly(read)
+        rows = read()
         counts = collections.Counter(row[0] for row in rows)
         doubled = [n for n, count in counts.items() if count > 1]
         lacking, strange = sorted(accepted - counts.keys()), sorted(counts.keys() - accepted)
