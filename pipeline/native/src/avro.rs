@@ -22,7 +22,7 @@ pub fn long(out: &mut Vec<u8>, n: i64) {
         *byte = rest as u8 | 0x80;
         rest >>= 7;
     }
-    out.extend(encoded.iter().take(used));
+    out.extend_from_slice(encoded.get(..used).unwrap_or_default());
 }
 
 /// A length or a count.

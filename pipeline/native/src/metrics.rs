@@ -1,5 +1,8 @@
 //! OTLP metrics → metric_point, every data kind; see `pipeline/otlp/metrics.py`.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use crate::avro;
 use crate::request::{Encoded, Labels, Messages, Reason, Refusal, Request, Shared};
 use crate::values::{Attributes, Limits, key_value};
@@ -154,6 +157,7 @@ struct Scratch<'a> {
     point: Point<'a>,
     numbers: Vec<u8>,
     attributes: Attributes<'a>,
+    key: Vec<u8>,
 }
 
 fn encode_metric<'a>(
@@ -177,7 +181,8 @@ fn encode_metric<'a>(
     avro::long(&mut fields, i64::from(temporality));
     fields.push(u8::from(monotonic));
     let series = Series { tenant: &request.origin.tenant, metric_name: metric.name, labels: &shared.labels };
-    let Scratch { point, numbers, attributes } = scratch;
+    let mut known = Known::of(&request.limits, &fields);
+    let Scratch { point, numbers, attributes, key } = scratch;
     for part in data {
         request.records(part, |request, data| {
             point.read(kind, data).map_err(|fault| fault.of(kind.point_name()))?;
@@ -188,9 +193,18 @@ fn encode_metric<'a>(
             numbers.clear();
             point.write_numbers(kind, numbers, attributes, &mut request.limits)?;
             request.add(&fields, (shared.partition, point.time), |limits, out| {
-                attributes.read(&point.attributes, limits)?;
-                attributes.write(out);
-                avro::long(out, series.id(attributes));
+                write_key(key, &point.attributes);
+                if let Some(found) = known.get(key) {
+                    out.extend_from_slice(found);
+                } else {
+                    let (start, cut) = (out.len(), limits.cut);
+                    attributes.read(&point.attributes, limits)?;
+                    attributes.write(out);
+                    avro::long(out, series.id(attributes));
+                    if limits.cut == cut {
+                        known.keep(key, out.get(start..).unwrap_or_default());
+                    }
+                }
                 avro::long(out, point.start_time);
                 avro::long(out, point.time);
                 avro::long(out, i64::from(point.flags));
@@ -199,7 +213,67 @@ fn encode_metric<'a>(
             })
         })?;
     }
+    known.remember();
     Ok(())
+}
+
+/// Attributes as sent, such that no others give the same bytes.
+fn write_key(key: &mut Vec<u8>, raws: &[&[u8]]) {
+    key.clear();
+    for raw in raws {
+        avro::blob(key, raw);
+    }
+}
+
+const KNOWN_BYTES: usize = 32 * 1024 * 1024; // of a thread
+const ENTRY_BYTES: usize = 100; // of a map, beside what the entry holds
+
+type Of = HashMap<Vec<u8>, Vec<u8>>;
+
+thread_local! {
+    /// By limits and first fields: attributes as sent → attributes and series_id, encoded; and their size in bytes.
+    static SERIES: RefCell<(HashMap<Vec<u8>, Of>, usize)> = RefCell::default();
+}
+
+/// The series of one metric, resource and scope that this thread has met under the same limits.
+struct Known {
+    of: Vec<u8>,
+    series: Of,
+    more_bytes: usize,
+}
+
+impl Known {
+    fn of(limits: &Limits, fields: &[u8]) -> Self {
+        let mut of = limits.key();
+        of.extend_from_slice(fields);
+        let found = SERIES.with_borrow_mut(|(known, _)| known.remove(&of));
+        let more_bytes = if found.is_some() { 0 } else { of.len() + ENTRY_BYTES };
+        Known { of, series: found.unwrap_or_default(), more_bytes }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        self.series.get(key).map(Vec::as_slice)
+    }
+
+    fn keep(&mut self, key: &[u8], encoded: &[u8]) {
+        self.more_bytes += key.len() + encoded.len() + ENTRY_BYTES;
+        if self.more_bytes <= KNOWN_BYTES {
+            self.series.insert(key.to_vec(), encoded.to_vec());
+        }
+    }
+
+    /// All is forgotten when it would be too much.
+    fn remember(self) {
+        SERIES.with_borrow_mut(|(known, bytes)| {
+            *bytes += self.more_bytes;
+            if *bytes > KNOWN_BYTES {
+                known.clear();
+                *bytes = 0;
+            } else {
+                known.insert(self.of, self.series);
+            }
+        });
+    }
 }
 
 /// What the series of one metric, resource and scope share.

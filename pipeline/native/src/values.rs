@@ -111,6 +111,11 @@ impl Limits {
         }
     }
 
+    /// The limits as bytes, to tell what was made under others.
+    pub fn key(&self) -> Vec<u8> {
+        [self.most, self.key_bytes, self.text_bytes, self.depth].iter().flat_map(|limit| limit.to_le_bytes()).collect()
+    }
+
     /// A log body as a string; only its depth is limited here, since a record's size is.
     pub fn body(&mut self, out: &mut Vec<u8>, value: &Any) {
         match value {

@@ -245,6 +245,16 @@ impl<'a> Fields<'a> {
 
     #[inline]
     fn varint(&mut self, longest: usize) -> Result<u64, Fault> {
+        if let Some((&byte, rest)) = self.rest.split_first()
+            && byte < 0x80
+        {
+            self.rest = rest;
+            return Ok(u64::from(byte));
+        }
+        self.long_varint(longest)
+    }
+
+    fn long_varint(&mut self, longest: usize) -> Result<u64, Fault> {
         let mut value = 0u64;
         for (n, &byte) in self.rest.iter().take(longest).enumerate() {
             value |= u64::from(byte & 0x7F) << (7 * n);
