@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from pipeline import native
 from pipeline.errors import Rejected, TooLarge
 from pipeline.record.schema import Signal
 
@@ -51,6 +52,10 @@ def to_protobuf(signal: Signal, body: bytes, *, max_values: int = MAX_VALUES) ->
 
     Raise TooLarge where it may hold more than `max_values` values, each of which costs up to 100 bytes of memory.
     """
+    extension = native.chosen()
+    plain: bytes | None = extension.json_to_protobuf(signal, body, max_values) if extension else None
+    if plain is not None:
+        return plain
     # Commas and brackets in texts count too; a value costs at least one of these.
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > max_values:
         raise TooLarge(f"The body holds more than {max_values} values (gateway.max_json_values): send smaller batches.")

@@ -4,6 +4,7 @@ import random
 
 from pipeline import native, otlp
 from pipeline.errors import Rejected
+from pipeline.otlp.json import MAX_VALUES, REQUEST, to_protobuf
 from pipeline.record import schema
 from tests.otlp.decode import ORIGIN
 
@@ -47,3 +48,21 @@ def rules(rng: random.Random) -> otlp.Rules:
         keep_spans=rng.choice((0.0, 0.5, 1.0)),
         resource_attributes=rng.choice(((), (("service.name", "ours"), ("é", "ü")))),
     )
+
+
+def json_alike(signal: schema.Signal, body: bytes) -> bool:
+    """Whether the extension takes a JSON body itself; then it is the request that the reference makes of it."""
+    native.choose("native")
+    extension = native.chosen()
+    assert extension is not None
+    ours = extension.json_to_protobuf(signal, body, MAX_VALUES)
+    native.choose("python")
+    try:
+        expected = to_protobuf(signal, body)
+    except Rejected:
+        assert ours is None, body
+        return False
+    if ours is not None:
+        found, wanted = REQUEST[signal].FromString(ours), REQUEST[signal].FromString(expected)
+        assert found.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True), body
+    return ours is not None

@@ -1,5 +1,6 @@
 """The extension against the Python that it stands in for: the same bytes, the same refusals, the same sentences."""
 
+import json
 import os
 import pathlib
 import random
@@ -18,9 +19,11 @@ from pipeline.errors import Misconfigured
 from pipeline.record import schema
 from pipeline.settings import ROOT
 from tests.native import licences
-from tests.native.both import alike, built, rules
+from tests.native.both import alike, built, json_alike, rules
+from tests.otlp.as_json import as_json
 from tests.otlp.requests import ONE_OF_EVERYTHING, REQUESTS, any_value, any_values, attributes, logs
 from tests.otlp.scramble import mutate, scramble
+from tests.otlp.test_json import documents, log_request
 
 GOLDEN = ROOT / "tests" / "otlp" / "golden"
 signals = pytest.mark.parametrize("signal", schema.SIGNALS)
@@ -101,6 +104,57 @@ def test_spans_are_shed_alike(state: str) -> None:
     for n in range(20):
         scope.spans.add(trace_id=bytes([n * 12 + 1] * 16), span_id=b"12345678", trace_state=state)
     alike("traces", message.SerializeToString(), otlp.Rules(keep_spans=0.5))
+
+
+@signals
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), seed=seeds)
+def test_json_is_the_same_request(signal: schema.Signal, data: st.DataObject, seed: int) -> None:
+    """What a client writes is taken; what is damaged is refused by both or left to the reference."""
+    rng = random.Random(seed)
+    body = as_json(data.draw(REQUESTS[signal] | st.just(ONE_OF_EVERYTHING[signal])))
+    assert json_alike(signal, body) or b'"NaN"' not in body
+    ascii_only = json.dumps(json.loads(body)).encode()
+    for sent in (ascii_only, mutate(body, rng), mutate(ascii_only, rng), mutate(body, rng)):
+        json_alike(signal, sent)
+
+
+@pytest.mark.parametrize(
+    ("record", "taken"),
+    [
+        ('{"severityNumber": "9", "timeUnixNano": "1544712660300000000", "flags": 3}', True),
+        ('{"body": {"doubleValue": -0}}', True),
+        ('{"body": {"doubleValue": 9007199254740993}}', True),
+        ('{"body": {"doubleValue": 1e400}}', True),
+        ('{"body": {"stringValue": "\\ud83d\\ude00 \\u00e9 \\n\\/"}}', True),
+        ('{"body": {"bytesValue": "_-8"}, "unknown": [1.5e3, {"a": null}, true, "x"]}', True),
+        ('{"body": {"stringValue": "a", "intValue": 5}}', True),
+        ('{"body": null, "attributes": null}', True),
+        ('{"severityNumber": 9.0}', False),
+        ('{"body": {"doubleValue": "1.5"}}', False),
+        ('{"unknown": "\\ud800"}', False),
+        ('{"severityText": "a", "severityText": "b"}', False),
+    ],
+)
+def test_plain_json_is_taken_and_the_rest_is_left_to_the_reference(record: str, taken: bool) -> None:
+    """Each is a valid request; which of them the extension reads itself is what its module says."""
+    body = '{"resourceLogs": [{"scopeLogs": [{"logRecords": [' + record.replace("\\\\", "\\") + "]}]}]}"
+    assert json_alike("logs", body.encode()) is taken
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "AP8=", "AP8", "AP8==", "=", "====", "A", "AA=", "AA==", "A_-8", "A+/8", "AP9", "AP=8", "AP8=AP8=", "AP 8"],
+)
+def test_base64_is_the_same_bytes(text: str) -> None:
+    """Of either alphabet, with padding or without; what is none is refused by both."""
+    json_alike("logs", log_request(body={"bytesValue": text}))
+
+
+@given(documents, st.sampled_from(schema.SIGNALS))
+def test_any_document_is_the_same(document: object, signal: schema.Signal) -> None:
+    """Documents of the right keys in wrong places."""
+    json_alike(signal, json.dumps(document).encode())
 
 
 def test_python_can_be_forced_and_is_told() -> None:

@@ -105,7 +105,7 @@ def test_a_body_that_is_no_request_is_rejected(body: bytes, sentence: str) -> No
         to_protobuf("logs", body)
 
 
-_json = st.recursive(
+documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.sampled_from(["resourceLogs", "scopeLogs", "logRecords", "body", "attributes", "value", "key", "stringValue",
@@ -115,7 +115,7 @@ _json = st.recursive(
 )  # fmt: skip
 
 
-@given(_json, st.sampled_from(SIGNALS))
+@given(documents, st.sampled_from(SIGNALS))
 def test_any_document_is_a_request_or_rejected(document: Any, signal: Any) -> None:
     """No JSON document makes the reader fail in another way."""
     with contextlib.suppress(Rejected):

@@ -1,6 +1,7 @@
 //! The hot path of the pipeline; the Python beside it is the reference, and says what each function promises.
 
 mod avro;
+mod json;
 mod logs;
 mod metrics;
 mod request;
@@ -19,7 +20,7 @@ mod _native {
 
     use crate::avro;
     use crate::request::{CODES, Encoded, Group, Origin, Refusal, Request, Rules, SHED};
-    use crate::{logs, metrics, traces};
+    use crate::{json, logs, metrics, traces};
 
     create_exception!(pipeline.native, Malformed, PyValueError);
     create_exception!(pipeline.native, TooMany, PyValueError);
@@ -62,6 +63,17 @@ mod _native {
         let Encoded { groups, refused, shed, cut, untimed } = encoded;
         let groups = groups.into_iter().map(|group| row(py, head, group)).collect::<PyResult<_>>()?;
         Ok((groups, counts(&CODES, &refused), counts(&SHED, &shed), cut, untimed))
+    }
+
+    /// `pipeline.otlp.json.to_protobuf`, or None where the reference has to look at the body.
+    #[pyfunction]
+    fn json_to_protobuf<'py>(
+        py: Python<'py>,
+        signal: &str,
+        body: &[u8],
+        max_values: usize,
+    ) -> Option<Bound<'py, PyBytes>> {
+        py.detach(|| json::to_protobuf(signal, body, max_values)).map(|protobuf| PyBytes::new(py, &protobuf))
     }
 
     /// A group with its block framed as a container file.
