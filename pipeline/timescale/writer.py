@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import polars as pl
 import psycopg
 
+from pipeline import native
+from pipeline.record import schema
 from pipeline.record.series import labels
 from pipeline.settings import PostgresSettings
 from pipeline.telemetry import metrics
@@ -15,6 +17,7 @@ from pipeline.timescale import rows, upsert
 from pipeline.timescale.session import Session
 
 KNOWN_SERIES = 1 << 19
+NATIVE_SCHEMA = "metric_point/1"  # which the extension reads; others are left to the reference
 INSERT_SERIES = """
     INSERT INTO metric_series
         (series_id, tenant, metric_name, service, host, description, unit, type, temporality, monotonic, labels)
@@ -60,9 +63,8 @@ class MetricStore:
         transaction rolls back and takes the second: COPY into a temporary table, then upsert.
         Raise Unavailable where the store is away, Rejected where it can never hold these points.
         """
-        points = rows.points(joined)
-        tables = _tables(points, joined)
-        unknown = set(points["series_id"].unique().to_list()) - self._known
+        tables, series = prepared(joined)
+        unknown = series - self._known
         new_series = _series(joined, unknown) if unknown else []
         written = self.session.write(
             partial(_write, _copy_in, new_series, tables), partial(_write, _upsert, new_series, tables)
@@ -91,6 +93,24 @@ def _write(
         if table.hours:
             cursor.execute(POINTS_CHANGED, (table.hours,), prepare=False)
     return written
+
+
+def prepared(joined: bytes) -> tuple[list[Table], set[int]]:
+    """Rows of all points of a container file by table, and their series; raise Rejected where it does not decode."""
+    extension = native.chosen()
+    found = extension.copy_rows(schema.load(NATIVE_SCHEMA).head, joined) if extension else None
+    if found is None:
+        points = rows.points(joined)
+        return _tables(points, joined), set(points["series_id"].unique().to_list())
+    parts, series = found
+    tables = []
+    named = (rows.POINTS_TABLE, *rows.HISTOGRAM_TABLES.values())
+    for (table, columns), (height, beaten, hours, encoded) in zip(named, parts, strict=True):
+        if height:
+            has_rollups = table == rows.POINTS_TABLE[0]
+            every = (*rows.SHARED_COLUMNS, *columns)
+            tables.append(Table(table, every, height, beaten, hours if has_rollups else [], [encoded]))
+    return tables, set(series)
 
 
 def _tables(points: pl.DataFrame, joined: bytes) -> list[Table]:

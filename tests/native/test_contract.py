@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +18,7 @@ from pipeline.errors import Misconfigured
 from pipeline.record import schema
 from pipeline.settings import ROOT
 from tests.native import licences
-from tests.native.both import alike, built, json_alike, rules
+from tests.native.both import alike, json_alike, rules
 from tests.otlp.as_json import as_json
 from tests.otlp.requests import ONE_OF_EVERYTHING, REQUESTS, any_value, any_values, attributes, logs
 from tests.otlp.scramble import mutate, scramble
@@ -28,21 +27,6 @@ from tests.otlp.test_json import documents, log_request
 GOLDEN = ROOT / "tests" / "otlp" / "golden"
 signals = pytest.mark.parametrize("signal", schema.SIGNALS)
 seeds = st.integers(0, (1 << 64) - 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def needed() -> None:
-    """In CI the extension is there; elsewhere these tests need it."""
-    if not built():
-        if os.environ.get("CI"):
-            pytest.fail("The extension was not built: install Rust (cargo), then the project again.", pytrace=False)
-        pytest.skip("The extension was not built: install Rust (cargo), then the project again.")
-
-
-@pytest.fixture(autouse=True)
-def default() -> Iterator[None]:
-    yield
-    native.choose("auto")
 
 
 @signals

@@ -5,6 +5,7 @@ mod json;
 mod logs;
 mod metrics;
 mod request;
+mod rows;
 mod traces;
 mod values;
 mod wire;
@@ -20,7 +21,7 @@ mod _native {
 
     use crate::avro;
     use crate::request::{CODES, Encoded, Group, Origin, Refusal, Request, Rules, SHED};
-    use crate::{json, logs, metrics, traces};
+    use crate::{json, logs, metrics, rows, traces};
 
     create_exception!(pipeline.native, Malformed, PyValueError);
     create_exception!(pipeline.native, TooMany, PyValueError);
@@ -74,6 +75,18 @@ mod _native {
         max_values: usize,
     ) -> Option<Bound<'py, PyBytes>> {
         py.detach(|| json::to_protobuf(signal, body, max_values)).map(|protobuf| PyBytes::new(py, &protobuf))
+    }
+
+    type CopyRows<'py> = Vec<(usize, usize, Vec<i64>, Bound<'py, PyBytes>)>;
+
+    /// `pipeline.timescale.rows.tables`: height, beaten, hours and rows of each table, and the series; or None where the
+    /// reference has to look at the file.
+    #[pyfunction]
+    fn copy_rows<'py>(py: Python<'py>, head: &[u8], file: &[u8]) -> Option<(CopyRows<'py>, Vec<i64>)> {
+        let (tables, series) = py.detach(|| rows::copy_rows(head, file))?;
+        let tables =
+            tables.iter().map(|table| (table.height, table.beaten, table.hours.clone(), PyBytes::new(py, &table.rows)));
+        Some((tables.collect(), series))
     }
 
     /// A group with its block framed as a container file.
