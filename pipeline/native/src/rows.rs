@@ -5,6 +5,7 @@
 const SYNC_BYTES: usize = 16;
 const SANE_FROM_NS: i64 = 946_684_800 * 1_000_000_000; // 2000-01-01
 const SANE_AHEAD_NS: i64 = 86_400 * 1_000_000_000; // of the receipt
+const RECEIPT_NS: i64 = 1_000_000; // receipts are whole milliseconds: what is below tells the forms of an event apart
 const EPOCH_2000_US: i64 = 946_684_800 * 1_000_000;
 const HOUR_US: i64 = 3600 * 1_000_000;
 const FLOAT8: i32 = 701; // OIDs
@@ -179,6 +180,9 @@ impl<'a> Reader<'a> {
         for (n, &byte) in self.rest.iter().take(10).enumerate() {
             value |= u64::from(byte & 0x7F) << (7 * n);
             if byte < 0x80 {
+                if n == 9 && byte > 1 {
+                    return None; // more than 64 bits
+                }
                 self.rest = self.rest.get(n + 1..)?;
                 return Some((value >> 1) as i64 ^ -((value & 1) as i64));
             }
@@ -282,7 +286,8 @@ impl<'a> Reader<'a> {
         }
         let numbers = Reader { rest: self.rest };
         self.pass_numbers()?;
-        let sane = (SANE_FROM_NS..=received.checked_add(SANE_AHEAD_NS)?).contains(&time);
+        let receipt = received.checked_sub(received.rem_euclid(RECEIPT_NS))?;
+        let sane = (SANE_FROM_NS..=receipt.checked_add(SANE_AHEAD_NS)?).contains(&time);
         let microseconds = |ns: i64| ns.div_euclid(1000).checked_sub(EPOCH_2000_US);
         Some(Point {
             event_id,
@@ -290,7 +295,7 @@ impl<'a> Reader<'a> {
             received: microseconds(received)?,
             kind,
             series_id,
-            time: microseconds(if sane { time } else { received })?,
+            time: microseconds(if sane { time } else { receipt })?,
             value,
             numbers,
         })
