@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from pipeline.audit import stores, topics
+from pipeline.audit import agents, stores, topics
 from pipeline.audit.decode import SIGNALS, Signal
 from pipeline.audit.findings import Findings, compare
 from pipeline.audit.report import InKafka, Report, SignalReport
@@ -39,13 +39,15 @@ def audit(
     Unavailable where Kafka or a store is away.
     """
     reader = Reader(settings.kafka)
-    topics.demand(reader.topics(), signals)
+    sources = [topics.source(signal, settings.routes) for signal in signals]
+    topics.demand(reader.topics(), sources)
     found: dict[str, SignalReport] = {}
-    for signal in signals:
-        kept_by = stores.of(signal, settings)
-        for part, kafka in topics.read(reader, signal, kept_by, window, progress).items():
+    for source in sources:
+        kept_by = stores.of(source.signal, settings)
+        for part, kafka in topics.read(reader, source, kept_by, window, progress).items():
             found[part] = SignalReport(InKafka.of(kafka), _judged(reader, kafka, kept_by[part], window, progress))
-    return Report(window, found)
+    routes = {each.signal: each.routed for each in sources}
+    return Report(window, found, agents.audit(reader, routes, window, progress))
 
 
 def _judged(

@@ -6,8 +6,10 @@ are built. A block becomes an Avro array by its own count and a closing 0, so th
 
 import io
 import json
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, Literal
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple
 
 import fastavro
 
@@ -64,20 +66,76 @@ def _records(value: bytes, signal: Signal) -> list[dict[str, Any]]:
         raise Rejected(f"its codec is {header['meta']['avro.codec']!r}, not null")
     written, needed = _schemas(header["meta"]["avro.schema"], signal)
     found: list[dict[str, Any]] = []
+    for counted, count, block in _blocks(file, value, header["sync"]):
+        array = io.BytesIO(counted + block + b"\0")
+        items: Any = fastavro.schemaless_reader(array, written, needed)
+        if len(items) != count or array.tell() != len(counted) + len(block) + 1:
+            raise Rejected(f"a block says {count} records and holds others")
+        found += items
+    return found
+
+
+class Form(NamedTuple):
+    """One record as it stands somewhere: its id, and a hash of what an id is made of."""
+
+    event_id: bytes
+    content: bytes
+
+
+def forms(value: bytes, signal: Signal) -> list[Form]:
+    """The form of every record of one container file; raises Rejected with the reason where it has a fault."""
+    try:
+        return list(_forms(value, signal))
+    except Rejected:
+        raise
+    except Exception as error:
+        raise Rejected(f"it does not decode: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def plain(value: bytes) -> list[Any]:
+    """Whatever records one container file holds; raises Rejected where it has a fault."""
+    try:
+        return list(fastavro.reader(io.BytesIO(value)))
+    except Exception as error:
+        raise Rejected(f"it does not decode: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _forms(value: bytes, signal: Signal) -> Iterator[Form]:
+    file = io.BytesIO(value)
+    header: Any = fastavro.schemaless_reader(file, _parsed_header(), None)
+    written, unhashed = _unhashed(header["meta"]["avro.schema"])
+    for _, count, block in _blocks(file, value, header["sync"]):
+        records = io.BytesIO(block)
+        for _ in range(count):
+            start = records.tell()
+            first: Any = fastavro.schemaless_reader(records, unhashed, None)
+            hashed = records.tell()
+            records.seek(start)
+            fastavro.schemaless_reader(records, written, unhashed)
+            content = blake2b(block[hashed : records.tell()], digest_size=16).digest()
+            yield Form(first["event_id"], content)
+
+
+def _blocks(file: io.BytesIO, value: bytes, sync: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """Each block: its count as it is written, the same as a number, and its records."""
     while file.tell() < len(value):
         place = file.tell()
         count: Any = fastavro.schemaless_reader(file, "long", None)
         counted = value[place : file.tell()]
         size: Any = fastavro.schemaless_reader(file, "long", None)
         block = file.read(max(0, size))
-        if count < 1 or len(block) != size or file.read(16) != header["sync"]:
+        if count < 1 or len(block) != size or file.read(16) != sync:
             raise Rejected("it is cut short or damaged: a block does not end in the sync marker")
-        array = io.BytesIO(counted + block + b"\0")
-        items: Any = fastavro.schemaless_reader(array, written, needed)
-        if len(items) != count or array.tell() != len(counted) + size + 1:
-            raise Rejected(f"a block says {count} records and holds others")
-        found += items
-    return found
+        yield counted, count, block
+
+
+@lru_cache(64)
+def _unhashed(schema: bytes) -> tuple[Any, Any]:
+    """The record as written, and what of it stands before the part that an event_id is a hash of."""
+    record = json.loads(schema)
+    names = [each["name"] for each in record["fields"]]
+    first = {**record, "fields": record["fields"][: names.index("tenant")]}
+    return fastavro.parse_schema(record), fastavro.parse_schema(first)
 
 
 @lru_cache(1)

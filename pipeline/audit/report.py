@@ -1,18 +1,20 @@
 """The audit's answer, for programs and for people."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.audit.agents import AgentFindings
 from pipeline.audit.findings import EXAMPLES, Findings
 from pipeline.audit.topics import Kafka
 from pipeline.audit.window import Window
 
 COLUMNS = 5  # of a table
 KAFKA_ROWS = ("messages", "records", "distinct", "unreadable")
+AGENT_ROWS = ("read", "emitted", "changed", "dropped", "dead_lettered", "missing", "extra")
 STORE_ROWS = (
     "expected",
     "rows",
@@ -88,17 +90,19 @@ class Report:
 
     window: Window
     signals: dict[str, SignalReport]
+    agents: list[AgentFindings] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
-        return all(signal.clean for signal in self.signals.values())
+        return all(each.clean for each in self.signals.values()) and all(each.clean for each in self.agents)
 
     @property
     def verdict(self) -> Literal["clean", "difference"]:
         return "clean" if self.clean else "difference"
 
     def as_dict(self) -> dict[str, Any]:
-        """`{"verdict", "window": {"from", "to"}, "signals": {<part>: {"kafka": {…}, "stores": {<store>: {…}}}}}`."""
+        """`{"verdict", "window": {"from", "to"}, "signals": {<part>: {"kafka": {…}, "stores": {<store>: {…}}}},
+        "agents": [{…}]}`."""
         return {
             "verdict": self.verdict,
             "window": self.window.as_dict(),
@@ -109,17 +113,22 @@ class Report:
                 }
                 for name, signal in self.signals.items()
             },
+            "agents": [each.as_dict() for each in self.agents],
         }
 
     def show(self, console: Console) -> None:
         """A table, what differs by receipt minute and by name, and a line with the verdict."""
         for table in self._tables():
             console.print(table)
+        if self.agents:
+            console.print(_agents_table(self.agents))
         lines: list[str] = []
         for name, signal in self.signals.items():
             lines += _unreadable(name, signal.kafka)
             for store, findings in signal.stores.items():
                 lines += _differences(f"{name} in {store}", findings)
+        for each in self.agents:
+            lines += _agent_differences(each)
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         differing = [
@@ -130,7 +139,7 @@ class Report:
                 *((f"{name} in {store}", findings.clean) for store, findings in signal.stores.items()),
             )
             if not clean
-        ]
+        ] + [f"agent {each.agent}" for each in self.agents if not each.clean]
         console.print(
             "Clean: nothing is missing and nothing is doubled."
             if self.clean
@@ -159,6 +168,25 @@ class Report:
                 where = "Kafka: " if row in KAFKA_ROWS else ""
                 table.add_row(where + row.replace("_", " "), *(f"{count:,}" for count in counts))
             yield table
+
+
+def _agents_table(agents: Sequence[AgentFindings]) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("agent")
+    table.add_column("reads")
+    for row in AGENT_ROWS:
+        table.add_column(row.replace("_", " "), justify="right")
+    for each in agents:
+        table.add_row(each.agent, each.topic, *(f"{getattr(each, row):,}" for row in AGENT_ROWS))
+    return table
+
+
+def _agent_differences(one: AgentFindings) -> list[str]:
+    lines = [f"{one.agent}: {count:,} dropped: {reason}" for reason, count in one.reasons.items()]
+    for example in one.examples:
+        place = f"{example['topic']} [{example['partition']}] @ {example['offset']}"
+        lines.append(f"{one.agent}: missing: {example['event_id']} {place}")
+    return lines
 
 
 def _unreadable(name: str, kafka: InKafka) -> list[str]:

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from pipeline.audit.sets import ID, Bools, Ids, ids_of, locate
 from pipeline.audit.window import Window
 from pipeline.errors import Misconfigured, Rejected
 from pipeline.kafka.reader import Message, Range, Reader
+from pipeline.settings import RoutesSettings
 
 Progress = Callable[[str, int, int | None], None]  # what is read, how much of it, of how much where that is known
 
@@ -73,16 +75,25 @@ class Kafka:
     horizon_us: int  # a row received before it may have lost its message to retention; 0: none may
 
 
-def names(topics: dict[str, int], signal: Signal) -> tuple[str, ...]:
-    """The signal's raw topics of this cluster: its own, then the mirrored ones."""
-    raw = f"{signal}_raw"
-    mirrored = re.compile(rf"[a-z][a-z0-9_-]*\.{raw}")
-    return raw, *sorted(name for name in topics if mirrored.fullmatch(name))
+class Source(NamedTuple):
+    """The topics of a signal from which stores are filled: those of this region, by the routes; mirrors of them too."""
+
+    signal: Signal
+    routed: tuple[str, ...]
+
+    def names(self, topics: dict[str, int]) -> tuple[str, ...]:
+        """The routed topics, then those of `topics` that are mirrored."""
+        mirrored = re.compile(rf"[a-z][a-z0-9_-]*\.({'|'.join(self.routed)})")
+        return *self.routed, *sorted(name for name in topics if mirrored.fullmatch(name))
 
 
-def demand(topics: dict[str, int], signals: Sequence[Signal]) -> None:
-    """Raise Misconfigured with every signal whose topic the cluster has not."""
-    missing = [f"{signal}_raw" for signal in signals if f"{signal}_raw" not in topics]
+def source(signal: Signal, routes: RoutesSettings) -> Source:
+    return Source(signal, ("events_raw",) if signal == "events" else routes.of(signal))
+
+
+def demand(topics: dict[str, int], sources: Sequence[Source]) -> None:
+    """Raise Misconfigured with every topic that the cluster has not."""
+    missing = [name for each in sources for name in each.routed if name not in topics]
     if missing:
         raise Misconfigured(
             [
@@ -110,17 +121,17 @@ class _Reading:
 
 
 def read(
-    reader: Reader, signal: Signal, parts: Collection[str], window: Window, progress: Progress
+    reader: Reader, source: Source, parts: Collection[str], window: Window, progress: Progress
 ) -> dict[str, Kafka]:
     """Each of `parts`, in the window and a minute on either side of it, so that its edges are not taken for
     differences. A message of none of them is a fault of the part that is called like the signal."""
     present = reader.topics()
-    topics = names(present, signal)
+    signal, topics = source.signal, source.names(present)
     near = window.padded(PADDING_US)
     retained = reader.retained(topics)
     ranges = reader.between(retained, near.start_ms, near.end_ms)
     readings = {part: _Reading(Ledger(signal, topics)) for part in parts}
-    for message in _tracked(reader, ranges, f"Kafka: {signal}", progress):
+    for message in tracked(reader, ranges, f"Kafka: {signal}", progress):
         inside = bool(window.contains(np.array([message.timestamp_ms * 1000]))[0])
         part = part_of(signal, message)
         if part in readings:
@@ -130,7 +141,7 @@ def read(
             if inside:
                 readings[signal].faults.append((_place(message), f"it says {part}: no such table is registered"))
     dead = _dead_letters(reader, signal, [f"{topic}_dlq" for topic in topics if f"{topic}_dlq" in present], window)
-    horizon_us = _horizon_us(reader, retained)
+    horizon = horizon_us(reader, retained)
     found = {}
     for part, reading in readings.items():
         letters = dead.get(part, DeadLetters())
@@ -144,7 +155,7 @@ def read(
             known=reading.ledger.known(),
             unreadable=[Unreadable(place, reason, place in letters.origins) for place, reason in reading.faults],
             dead_letters=letters,
-            horizon_us=horizon_us,
+            horizon_us=horizon,
         )
     return found
 
@@ -170,16 +181,20 @@ def _place(message: Message) -> Place:
 
 
 def elsewhere(reader: Reader, kafka: Kafka, ids: Ids, progress: Progress) -> Bools:
-    """Which of the sorted, distinct `ids` are in the topics outside what was read of them: before it, or come since."""
+    """Which of the sorted, distinct `ids` are in the topics outside what was read of them: before it, or come since.
+
+    And in the raw topics, from which a store was filled before agents stood between.
+    """
     was_read = {(each.topic, each.partition): (each.start, each.end) for each in kafka.ranges}
     since, before = [], []
-    for now in reader.retained(kafka.topics):
+    raw = Source(kafka.signal, (f"{kafka.signal}_raw",)).names(reader.topics())
+    for now in reader.retained(dict.fromkeys((*kafka.topics, *raw))):
         start, end = was_read.get((now.topic, now.partition), (now.start, now.start))
         since.append(replace(now, start=max(now.start, end)))
         before.append(replace(now, end=min(now.end, start)))
     found = np.zeros(len(ids), bool)
     for ranges in (since, before):  # a partition is read at one place at a time
-        for message in _tracked(reader, ranges, f"Kafka: {kafka.part}, outside the window", progress):
+        for message in tracked(reader, ranges, f"Kafka: {kafka.part}, outside the window", progress):
             if found.all():
                 break
             if part_of(kafka.signal, message) != kafka.part:
@@ -193,7 +208,8 @@ def elsewhere(reader: Reader, kafka: Kafka, ids: Ids, progress: Progress) -> Boo
     return found
 
 
-def _tracked(reader: Reader, ranges: list[Range], what: str, progress: Progress) -> Iterator[Message]:
+def tracked(reader: Reader, ranges: list[Range], what: str, progress: Progress) -> Iterator[Message]:
+    """Every message of the ranges, while `progress` hears how far it is."""
     total = sum(max(0, each.end - each.start) for each in ranges)
     done = 0
 
@@ -206,7 +222,7 @@ def _tracked(reader: Reader, ranges: list[Range], what: str, progress: Progress)
     return reader.read(ranges, advance)
 
 
-def _horizon_us(reader: Reader, retained: list[Range]) -> int:
+def horizon_us(reader: Reader, retained: list[Range]) -> int:
     """Where messages were removed from a partition, its rows before the first that is left may be theirs."""
     cut = [each for each in retained if each.start > 0]
     horizon = 0
@@ -240,7 +256,8 @@ def _dead_letters(reader: Reader, signal: Signal, topics: list[str], window: Win
             for dead in {part: parts[part], signal: parts[signal]}.values():
                 dead.undecodable.append(origin)
             continue
-        store = STORE_OF_WRITER.get(message.headers.get("dlq_writer", b""), EVERY_STORE)
+        writer = message.headers.get("dlq_writer", b"")
+        store = STORE_OF_WRITER.get(writer, f"agent {writer.decode(errors='replace')}" if writer else EVERY_STORE)
         ids[part, store] += b"".join([record["event_id"] for record in records])
     for (part, store), found in ids.items():
         parts[part].ids[store] = np.unique(ids_of(found))

@@ -1,0 +1,225 @@
+"""Agents between the topics: every id that an agent read is in what it wrote, in a drop, or in a dead letter.
+
+Who they are is read from the messages alone, from the topics that stores read back to the gateway's: each message names
+in its headers the agent that made it and the message that it was made of. Both have the same timestamp, so a window
+holds both or neither.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.audit import decode
+from pipeline.audit.decode import SIGNALS, Form, Signal
+from pipeline.audit.ledger import Place
+from pipeline.audit.sets import Bools, Ids, Ints, ids_of, locate, text
+from pipeline.audit.topics import Progress, horizon_us, tracked
+from pipeline.audit.window import Window
+from pipeline.errors import Rejected
+from pipeline.kafka.reader import Message, Reader
+
+DROPS = "agent_drops"
+NOBODY = "(no agent)"
+EXAMPLES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFindings:
+    """Counts of distinct event_ids that `agent` read from `topic` in the window.
+
+    emitted        in what it wrote, with the same content
+    changed        in what it wrote, with other content, or as other events that are made of it
+    dropped        said to be dropped, and not in what it wrote; `reasons` counts them
+    dead_lettered  none of these, but in the dead letters of `topic`
+    missing        nowhere
+    extra          in what it wrote, and made of nothing that is in `topic`
+
+    An agent that passes nothing on of the signal that it reads answers for messages: one that no output and no receipt
+    in the topic of drops names is missing with all its records, the others are emitted.
+    """
+
+    agent: str
+    topic: str
+    read: int
+    emitted: int
+    changed: int
+    dropped: int
+    dead_lettered: int
+    missing: int
+    extra: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        return not (self.missing or self.extra)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Wrote:
+    """What one agent made of one topic."""
+
+    parents: bytearray = field(default_factory=bytearray)
+    ids: bytearray = field(default_factory=bytearray)
+    contents: bytearray = field(default_factory=bytearray)
+    dropped: bytearray = field(default_factory=bytearray)
+    reasons: list[str] = field(default_factory=list)
+    sources: set[Place] = field(default_factory=set)
+    signals: set[str] = field(default_factory=set)
+
+
+class _Read(NamedTuple):
+    """What a topic holds in the window: a row a record, and its dead letters by who gave up."""
+
+    ids: Ids
+    contents: Ids
+    places: list[Place]
+    message: Ints
+    dead: dict[str, bytearray]
+    signal: Signal
+
+
+def audit(
+    reader: Reader, routes: Mapping[Signal, Sequence[str]], window: Window, progress: Progress
+) -> list[AgentFindings]:
+    """Every agent whose work the window shows; and, as NOBODY's, each raw topic that no agent read though the stores
+    read only what agents make of it."""
+    present = reader.topics()
+    wrote: dict[tuple[str, str], _Wrote] = {}
+    left = [topic for routed in routes.values() for topic in routed if topic in present and not topic.endswith("_raw")]
+    left += [DROPS] if DROPS in present else []
+    seen = set(left)
+    while left:
+        for message in _messages(reader, left.pop(), window, progress):
+            source = _wrote(message, wrote)
+            if source and source not in seen and source in present and not source.endswith("_raw"):
+                seen.add(source)
+                left.append(source)
+    read = sorted({topic for _, topic in wrote} & present.keys())
+    inputs = {topic: _read(reader, topic, window, progress) for topic in read}
+    found = [
+        _judge((agent, topic), inputs[topic], its, reader)
+        for (agent, topic), its in sorted(wrote.items(), key=lambda item: item[0])
+        if topic in inputs
+    ]
+    for signal, routed in routes.items():
+        raw = f"{signal}_raw"
+        if raw not in inputs and raw not in routed and raw in present:
+            found.append(_judge((NOBODY, raw), _read(reader, raw, window, progress), _Wrote(), reader))
+    return found
+
+
+def _messages(reader: Reader, topic: str, window: Window, progress: Progress) -> Iterator[Message]:
+    ranges = reader.between(reader.retained([topic]), window.start_ms, None)
+    for message in tracked(reader, ranges, f"Kafka: agents, {topic}", progress):
+        if window.contains(np.array([message.timestamp_ms * 1000]))[0]:
+            yield message
+
+
+def _wrote(message: Message, wrote: dict[tuple[str, str], _Wrote]) -> str | None:
+    """Add what the message tells; return the topic that it was made of, None where no agent made it."""
+    agent, source = (message.headers.get(name, b"").decode(errors="replace") for name in ("agent", "source"))
+    topic, _, place = source.rpartition("/")
+    partition, _, offset = place.partition("@")
+    if not (agent and topic and partition.isdigit() and offset.isdigit()):
+        return None
+    its = wrote.setdefault((agent, topic), _Wrote())
+    its.sources.add(Place(topic, int(partition), int(offset)))
+    signal = message.headers.get("signal", b"").decode(errors="replace")
+    if signal == "drops":
+        for record in decode.plain(message.value):
+            its.dropped += record["event_id"]
+            its.reasons.append(record["reason"])
+    elif signal in SIGNALS:
+        its.signals.add(signal)
+        forms = decode.forms(message.value, signal)
+        ids = b"".join([form.event_id for form in forms])
+        parents = message.headers.get("parents", ids)
+        its.ids += ids
+        its.parents += parents if len(parents) == len(ids) else ids
+        its.contents += b"".join([form.content for form in forms])
+    return topic
+
+
+def _read(reader: Reader, topic: str, window: Window, progress: Progress) -> _Read:
+    ids, contents = bytearray(), bytearray()
+    places: list[Place] = []
+    numbers: list[int] = []
+    signal: Signal = next((each for each in SIGNALS if topic.startswith(each)), "logs")
+    for message in _messages(reader, topic, window, progress):
+        said = message.headers.get("signal", b"").decode(errors="replace")
+        signal = said if said in SIGNALS else signal
+        forms = _forms(message.value, signal)
+        ids += b"".join([form.event_id for form in forms])
+        contents += b"".join([form.content for form in forms])
+        numbers += [len(places)] * len(forms)
+        places.append(Place(message.topic, message.partition, message.offset))
+    dead: dict[str, bytearray] = {}
+    letters = f"{topic}_dlq"
+    if letters in reader.topics():
+        for message in reader.read(reader.between(reader.retained([letters]), window.start_ms, None)):
+            who = message.headers.get("dlq_writer", b"").decode(errors="replace")
+            dead.setdefault(who, bytearray()).extend(
+                b"".join([form.event_id for form in _forms(message.value, signal)])
+            )
+    return _Read(ids_of(ids), ids_of(contents), places, np.asarray(numbers, np.int64), dead, signal)
+
+
+def _forms(value: bytes, signal: Signal) -> list[Form]:
+    """None where they do not decode: what nobody can read is judged where it is dead-lettered."""
+    try:
+        return decode.forms(value, signal)
+    except Rejected:
+        return []
+
+
+def _judge(who: tuple[str, str], read: _Read, wrote: _Wrote, reader: Reader) -> AgentFindings:
+    agent, topic = who
+    ids, firsts = np.unique(read.ids, return_index=True)
+    parents = np.unique(ids_of(wrote.parents))
+    dropped = np.unique(ids_of(wrote.dropped))
+    dead = np.unique(ids_of(read.dead.get(agent, b"")))
+    if wrote.signals and read.signal not in wrote.signals and not len(dropped):  # it passes nothing on
+        done = np.array([place in wrote.sources for place in read.places], bool)
+        emitted = done[read.message[firsts]] if len(ids) else np.empty(0, bool)
+        changed = np.zeros(len(ids), bool)
+    else:
+        same = np.isin(_pairs(ids, read.contents[firsts]), _pairs(ids_of(wrote.ids), ids_of(wrote.contents)))
+        written = locate(parents, ids)[1]
+        emitted, changed = written & same, written & ~same
+    is_dropped = locate(dropped, ids)[1] & ~emitted & ~changed
+    is_dead = locate(dead, ids)[1] & ~emitted & ~changed & ~is_dropped
+    missing = ~(emitted | changed | is_dropped | is_dead)
+    extra = parents[~locate(ids, parents)[1]]
+    if len(extra) and horizon_us(reader, reader.retained([topic])):
+        extra = extra[:0]  # what they were made of may have been removed
+    reason_of = dict(zip(ids_of(wrote.dropped).tolist(), wrote.reasons, strict=True))
+    reasons = Counter(reason_of[one] for one in ids[is_dropped].tolist())
+    return AgentFindings(
+        agent, topic, len(ids), _count(emitted), _count(changed), _count(is_dropped), _count(is_dead), _count(missing),
+        len(extra), dict(sorted(reasons.items())), _examples(read, ids, firsts, missing),
+    )  # fmt: skip
+
+
+def _pairs(ids: Ids, contents: Ids) -> Any:
+    """Ids with the content that they had, as one sortable value each."""
+    both = np.empty((len(ids), 2), "S16")
+    both[:, 0], both[:, 1] = ids, contents
+    return np.ascontiguousarray(both).view("S32").reshape(-1)
+
+
+def _count(which: Bools) -> int:
+    return int(which.sum())
+
+
+def _examples(read: _Read, ids: Ids, firsts: Any, missing: Bools) -> list[dict[str, Any]]:
+    return [
+        {"event_id": text(ids[at]), **read.places[read.message[firsts[at]]]._asdict()}
+        for at in np.flatnonzero(missing)[:EXAMPLES]
+    ]
