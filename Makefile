@@ -52,6 +52,9 @@ wheels: .venv/stamp  ## a wheel for every Python from 3.11 on, in dist/
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheels .
 	@$(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
 
+bench-agents: .venv/stamp  ## an agent's process alone, records/s by its form; fails where a floor is missed
+	@$(BIN)/python -m tests.bench agents
+
 drills: .venv/stamp  ## long drills, fuzz and soak, an hour or more; `python -m tests.drills --help` has short forms
 	@$(BIN)/python -m tests.drills
 

@@ -238,6 +238,7 @@ class Settings(BaseSettings):
 
     implementation: Implementation = "auto"  # of the hot path: native where it was built, else python
     environment: Environment = "local"  # what topics must hold: topics/environments.yaml
+    topics_directory: pathlib.Path = ROOT / "topics"  # a file for each topic
     region: Alias = "local"
     mirrored_regions: tuple[Alias, ...] = ()  # whose topics MirrorMaker brings into our Kafka and our writers store
     topology: pathlib.Path = ROOT / "topics" / "topology.yaml"  # all regions and what is mirrored where

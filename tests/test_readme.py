@@ -10,6 +10,8 @@ import tomllib
 import pytest
 from prometheus_client import REGISTRY
 
+from pipeline.agents import LogRecord, drop
+from pipeline.agents import load as agents
 from pipeline.gateway.tenants import Declared, load
 from pipeline.record.framing import Origin
 from pipeline.settings import ROOT, Settings
@@ -95,3 +97,15 @@ def test_paths_exist() -> None:
         "pipeline/gateway/outlet.py",
     ):
         assert pathlib.Path(ROOT, path).is_file()
+
+
+def test_agent_example_works(tmp_path: pathlib.Path) -> None:
+    """The agent of the README is one, with the settings of the README, and does what it says."""
+    [code] = [text for kind, text in BLOCKS if kind == "python" and "@agent" in text]
+    [said] = [text for kind, text in BLOCKS if kind == "toml" and "[routes]" in text]
+    (tmp_path / "mask_emails.py").write_text(code)
+    [example] = agents.load([tmp_path]).agents.values()
+    own, _ = agents.settings_of(example, Settings(**tomllib.loads(said)))
+    assert (own.workers, own.record_within_s) == (2, 5.0)
+    assert example(LogRecord(body="to ann@example.com", severity_number=9)).body == "to ***"
+    assert example(LogRecord(severity_number=5)) == drop("debug")

@@ -59,7 +59,7 @@ def main(connection: Connection, page: mmap.mmap) -> None:
             task: Task = connection.recv()
             connection.send(_answer(alone if task.alone else running, task, progress))
             progress(NO_RECORD)
-    except EOFError:
+    except (EOFError, ConnectionError):
         stop()
 
 

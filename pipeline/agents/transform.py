@@ -144,7 +144,7 @@ def why(agent: Agent, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == agent.file]
     at = f"{agent.file}:{(own or frames)[-1].lineno}" if own or frames else agent.where
-    return f"{at}: {traceback.format_exception_only(error)[-1].strip()}"
+    return f"{at}: {' '.join(traceback.format_exception_only(error)[-1].split())}"
 
 
 def _answered(

@@ -39,10 +39,10 @@ def new(
 ) -> None:
     """Write an agent, its test, and the topics that it writes where no file declares them."""
     from pipeline.agents import scaffold
-    from pipeline.topics.declared import DIRECTORY
 
+    loaded = settings.load()
     topics = reads or f"{signal}_raw", writes or f"{signal}_norm"
-    for path, text in scaffold.files(name, signal, topics, folder, DIRECTORY).items():
+    for path, text in scaffold.files(name, signal, topics, folder, loaded.topics_directory).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         print(path)
@@ -268,7 +268,7 @@ def _tell(problems: Sequence[str]) -> None:
 def _declared(loaded: "Settings") -> dict[str, str]:
     from pipeline import topics
 
-    return {topic.name: topic.signal for topic in topics.load(environment=loaded.environment)}
+    return {topic.name: topic.signal for topic in topics.load(loaded.topics_directory, environment=loaded.environment)}
 
 
 def _graph(found: "Loaded", loaded: "Settings") -> "Graph":

@@ -25,7 +25,8 @@ def check() -> None:
     from pipeline import topics
 
     loaded = settings.load()
-    print(f"{len(topics.load(environment=loaded.environment))} topics are declared well for {loaded.environment}.")
+    declared = topics.load(loaded.topics_directory, environment=loaded.environment)
+    print(f"{len(declared)} topics are declared well for {loaded.environment}.")
 
 
 @app.command()
@@ -38,7 +39,7 @@ def plan(
 
     loaded = settings.load()
     cluster = topics.cluster_of(loaded)
-    changes = topics.plan(topics.load(environment=loaded.environment), cluster)
+    changes = topics.plan(topics.load(loaded.topics_directory, environment=loaded.environment), cluster)
     if out:
         kept = topics.Plan(cluster_id=cluster.id(), changes=tuple(changes))
         out.write_text(kept.model_dump_json(indent=2) + "\n")
@@ -57,7 +58,7 @@ def apply(
     loaded = settings.load()
     cluster = topics.cluster_of(loaded)
     if file is None:
-        changes = topics.plan(topics.load(environment=loaded.environment), cluster)
+        changes = topics.plan(topics.load(loaded.topics_directory, environment=loaded.environment), cluster)
     else:
         try:
             kept = topics.Plan.parse(file.read_text(encoding="utf-8"), str(file))
@@ -95,7 +96,9 @@ def describe(
     from pipeline.topics import inventory
 
     loaded = settings.load()
-    found = inventory.describe(topics.load(environment=loaded.environment), names or [], loaded.kafka)
+    found = inventory.describe(
+        topics.load(loaded.topics_directory, environment=loaded.environment), names or [], loaded.kafka
+    )
     if as_json:
         show_json([each.as_json() for each in found])
     else:
@@ -124,7 +127,7 @@ def delete(name: Name, yes: Yes = False) -> None:
     from pipeline.topics import inventory
 
     loaded = settings.load()
-    declared = topics.load(environment=loaded.environment)
+    declared = topics.load(loaded.topics_directory, environment=loaded.environment)
     if name in {topic.name for topic in declared}:
         raise Misconfigured(f"topics/{name}.yaml declares it: remove the file first, or the next apply makes it anew.")
     cluster = topics.cluster_of(loaded)

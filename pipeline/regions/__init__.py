@@ -24,7 +24,9 @@ def load(settings: Settings) -> Topology:
     """The topology of the settings; raises Misconfigured with every reason why it would not do what it says."""
     topology = parse(settings.topology)
     found = check.problems(
-        topology, topics.load(environment=settings.environment), least_replicas(settings.environment)
+        topology,
+        topics.load(settings.topics_directory, environment=settings.environment),
+        least_replicas(settings.environment),
     )
     if found:
         raise Misconfigured([f"{settings.topology.parent.name}/{settings.topology.name}: {each}" for each in found])
@@ -33,7 +35,7 @@ def load(settings: Settings) -> Topology:
 
 def render(topology: Topology, settings: Settings) -> dict[str, str]:
     """File names and texts of MirrorMaker 2's configuration, two for each region that something is mirrored into."""
-    declared = topics.load(environment=settings.environment)
+    declared = topics.load(settings.topics_directory, environment=settings.environment)
     files = {}
     for target in sorted({link.target for link in topology.links}):
         files[f"{target}.properties"] = mirror_maker.properties(topology, declared, target)
@@ -55,7 +57,7 @@ def write(files: dict[str, str], directory: pathlib.Path) -> list[pathlib.Path]:
 
 def mirrored(topology: Topology, settings: Settings, target: str) -> list[Topic]:
     """The topics that `target` has of other regions, and the dead letters of those that its writers read."""
-    declared = topics.load(environment=settings.environment)
+    declared = topics.load(settings.topics_directory, environment=settings.environment)
     region = topology.regions[target]
     found: dict[str, Topic] = {}
     for link in topology.links_to(target):

@@ -35,6 +35,6 @@ def cluster_of(settings: Settings) -> Cluster:
 def apply_all(settings: Settings) -> list[Change]:
     """Plan and apply at once, for a stack that is nobody else's; return what was changed."""
     cluster = cluster_of(settings)
-    changes = plan(load(environment=settings.environment), cluster)
+    changes = plan(load(settings.topics_directory, environment=settings.environment), cluster)
     apply(changes, cluster)
     return changes

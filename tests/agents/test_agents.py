@@ -5,17 +5,20 @@ import random
 import textwrap
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
-from pipeline import otlp, topics
+from pipeline import clickhouse, migrations, otlp, topics
 from pipeline.delivery import Message
 from pipeline.record import schema
-from pipeline.settings import KafkaSettings, Settings
+from pipeline.settings import KafkaSettings, Settings, WriterSettings
 from tests.agents.agent_process import IDENTITY, Agents, read, records
-from tests.agents.process import send, until
+from tests.agents.process import Process, send, until
 from tests.audit.conftest import remove_topics
 from tests.bench import payload
 from tests.conftest import free_ports
+from tests.drills import agents as agents_drill
+from tests.drills.context import Context
 from tests.otlp.requests import T0
 
 
@@ -67,3 +70,47 @@ def test_identity(world: Settings, tmp_path: pathlib.Path) -> None:
             record for each in read(world, "logs_norm") if each.partition == partition for record in records(each.value)
         ]
         assert went == [{**record, "received_time": record["received_time"] + 1000} for record in came]
+
+
+def _rows(world: Settings) -> tuple[int, int]:
+    """In ClickHouse and in PostgreSQL."""
+    with psycopg.connect(world.postgres.dsn.get_secret_value()) as connection:
+        [events] = connection.execute("SELECT count(*) FROM events").fetchone() or (0,)
+    return int(str(clickhouse.connect(world.clickhouse).command("SELECT count() FROM logs"))), events
+
+
+@pytest.mark.timeout(420)
+def test_a_chain_killed_while_the_stores_are_routed_to_it(
+    kafka: str, settings: Settings, tmp_path: pathlib.Path
+) -> None:
+    """Three agents killed again and again while the writers go over from raw to what the agents make: every event is
+    one row of the newest form, no reader finds a secret, the audit closes through all three."""
+    remove_topics(kafka)
+    ports = free_ports(2)
+    own = {
+        name: WriterSettings(health_port=port, batch_bytes=1 << 24)
+        for name, port in zip(agents_drill.WRITERS, ports, strict=True)
+    }
+    base = settings.model_copy(update={"kafka": KafkaSettings(bootstrap_servers=kafka), **own})
+    world = agents_drill.with_topics(base, tmp_path / "chain")
+    topics.apply_all(world)
+    migrations.up_all(world)
+    writers = [Process(name, world) for name in agents_drill.WRITERS]
+    routed = [Process(name, world.model_copy(update={"routes": agents_drill.ROUTED})) for name in agents_drill.WRITERS]
+
+    def switch() -> None:
+        until(lambda: all(_rows(world)), "nothing raw was stored")
+        assert [each.stop()[0] for each in writers] == [0, 0]
+        for each in routed:
+            each.start()
+
+    for each in writers:
+        each.start()
+    try:
+        context = Context("agents", tmp_path, 7, short=True)
+        said = agents_drill.chained(context, world, tmp_path / "chain", switch, lambda: None)
+        assert "audit clean" in said
+    finally:
+        for each in (*writers, *routed):
+            each.close()
+        remove_topics(kafka)

@@ -2,6 +2,7 @@
 
 `make bench-gateway` (`python -m tests.bench gateway`) looks at the gateway alone, closely: see tests/bench/gateway.py;
 `make bench-writers` (`python -m tests.bench writers`) at the writers: see tests/bench/writers.py;
+`make bench-agents` (`python -m tests.bench agents`) at an agent's process: see tests/bench/agents.py;
 `python -m tests.bench queries` at what readers pay: see tests/bench/queries.py.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pipeline.local import Stack
 from pipeline.record import schema
 from pipeline.settings import ROOT, Settings
-from tests.bench import gateway, measured, queries, writers
+from tests.bench import agents, gateway, measured, queries, writers
 from tests.bench.measured import Row
 from tests.conftest import settings_on_free_ports
 
@@ -26,7 +27,7 @@ COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["all", "gateway", "writers", "queries"], default="all")
+    parser.add_argument("what", nargs="?", choices=["all", "gateway", "writers", "queries", "agents"], default="all")
     parser.add_argument("--short", action="store_true", help="gateway: a minute instead of five")
     parser.add_argument("--scale", type=float, help="writers and queries: of their records")
     parser.add_argument("--json", action="store_true")
@@ -39,6 +40,8 @@ def main() -> None:
             sys.exit(gateway.run(stack, settings, short=options.short, as_json=options.json))
         case "writers":
             sys.exit(writers.run(stack, settings, scale=options.scale or 1.0, as_json=options.json))
+        case "agents":
+            sys.exit(agents.run(settings.local.home / "agents", as_json=options.json))
         case "queries":
             queries.run(stack, settings, scale=options.scale or 1.0, as_json=options.json)
             return

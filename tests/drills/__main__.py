@@ -22,6 +22,7 @@ from rich.table import Table
 from pipeline.errors import PipelineError
 from pipeline.settings import ROOT
 from tests.drills import (
+    agents,
     fuzz_encoders,
     fuzz_gateway,
     kafka_away,
@@ -45,6 +46,7 @@ DRILLS: dict[str, Drill] = {
     "killer": killer.drill,
     "rewind": rewind.drill,
     "registry": registry.drill,
+    "agents": agents.drill,
 }
 HOME = ROOT / ".local" / "drills"
 

@@ -1,0 +1,156 @@
+"""`pipeline agents`: what it says of agents that are not as they should be, and of those that are."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pipeline.agents.graph import Graph
+from pipeline.agents.load import load, settings_of
+from pipeline.errors import Misconfigured
+from pipeline.settings import ROOT, RoutesSettings, Settings
+
+HEAD = "from pipeline.agents import LogRecord, agent, drop\nimport random, time\n"
+ONE = '@agent(reads="logs_raw", writes="logs_norm", version=1)\n'
+NOWHERE = {"PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+DECLARED = {
+    name: signal
+    for signal in ("logs", "metrics", "traces")
+    for form in ("raw", "norm")
+    for name in (f"{signal}_{form}", f"{signal}_{form}_dlq")
+}
+
+
+def command(*words: str, cwd: pathlib.Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    path = os.environ.get("PYTHONPATH", "")
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", "agents", *words], capture_output=True, text=True, check=False, cwd=cwd,
+        env={**os.environ, **NOWHERE, "PYTHONPATH": f"{ROOT}:{path}", **environment},
+    )  # fmt: skip
+
+
+def folder(at: pathlib.Path, **files: str) -> pathlib.Path:
+    for name, code in files.items():
+        (at / f"{name}.py").write_text(HEAD + textwrap.dedent(code))
+    return at
+
+
+@pytest.mark.timeout(300)
+def test_laws(tmp_path: pathlib.Path) -> None:
+    """Each broken law is named with the smallest record that breaks it, with file and line; the good agent has its
+    speed."""
+    code = f"""
+{ONE}def good(record): return record.replace(body=record.body.strip())
+
+{ONE}def random_one(record): return record.replace(body=str(random.random()))
+
+{ONE}def hashes(record): return record.replace(body=str(hash("a")))
+
+{ONE}def changes(record):
+    record.attributes["a"] = "b"
+    return record
+
+{ONE}def picky(record): return record if not record.body.startswith("GET") else 7
+
+@agent(reads="logs_raw", writes="logs_norm", version=1, batch=True)
+def neighbours(records): return [each.replace(body=str(len(records))) for each in records]
+"""
+    done = command("test", str(folder(tmp_path, several=code)), "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    verdicts = {each["agent"]: each for each in json.loads(done.stdout)}
+    assert {name: each["broken"] for name, each in verdicts.items()} == {
+        "good": "", "random_one": "deterministic", "hashes": "deterministic", "changes": "total", "picky": "total",
+        "neighbours": "independent",
+    }  # fmt: skip
+    assert verdicts["good"]["records_per_s"] > 0
+    assert verdicts["changes"]["how"].startswith(f"{tmp_path}/several.py:")
+    assert "does not support item assignment" in verdicts["changes"]["how"]
+    assert verdicts["changes"]["smallest"] == ["LogRecord()"]
+    assert verdicts["picky"]["smallest"] == ["LogRecord(body='GET /api?user=ann@example.com')"]
+    assert len(verdicts["neighbours"]["smallest"]) == 2
+
+
+def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) -> None:
+    """A file that does not import, one without an agent, two of one name, a version or form that cannot be: each with
+    file and line, and the good one is loaded."""
+    folder(
+        tmp_path,
+        good=f"{ONE}def good(record): return record\n",
+        broken="import nothing_of_this_name\n",
+        syntax="def x(:\n",
+        leaves="raise SystemExit(3)\n",
+        empty="x = 1\n",
+        twin_a=f"{ONE}def twin(record): return record\n",
+        twin_b=f"{ONE}def twin(record): return record\n",
+        version='@agent(reads="logs_raw", writes="logs_norm", version=0)\ndef v(record): return record\n',
+        waits=f"{ONE}async def waits(record): return record\n",
+    )
+    found = load([tmp_path])
+    assert list(found.agents) == ["good"]
+    assert [problem.removeprefix(f"{tmp_path}/") for problem in found.problems] == [
+        "broken.py:3: does not import: ModuleNotFoundError: No module named 'nothing_of_this_name'",
+        "empty.py:1: has no agent: put @agent(reads=…, writes=…, version=1) over a function.",
+        "leaves.py:3: does not import: SystemExit: 3",
+        "syntax.py:3: does not import: invalid syntax.",
+        f"twin_b.py:3: twin is also the agent at {tmp_path}/twin_a.py:3: rename one.",
+        "version.py:3: version of v is 0; it is 1 to 99.",
+        "waits.py:3: waits is async; it has a process of its own and may just wait.",
+    ]
+
+
+def test_settings(tmp_path: pathlib.Path) -> None:
+    """An agent's own settings are typed and come from `[agents.<name>]`, beside the platform's; unknown keys are
+    errors, all at once."""
+    folder(
+        tmp_path,
+        looks="""
+        from pydantic import BaseModel
+
+        class Own(BaseModel):
+            limit: int = 3
+
+        @agent(reads="logs_raw", writes="logs_norm", version=1, settings=Own)
+        def looks(record, context): return record
+        """,
+    )
+    looks = load([tmp_path]).agents["looks"]
+    platform, own = settings_of(looks, Settings(agents={"looks": {"limit": "7", "workers": 2}}))
+    assert (platform.workers, own.limit) == (2, 7)
+    with pytest.raises(Misconfigured) as wrong:
+        settings_of(looks, Settings(agents={"looks": {"limit": "x", "worker": 2, "workers": 0}}))
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in wrong.value.problems] == [
+        "agents.looks.worker", "agents.looks.workers", "agents.looks.limit",
+    ]  # fmt: skip
+
+
+def test_graph(tmp_path: pathlib.Path) -> None:
+    """Unknown topics, cycles, two owners of one topic, topics that nobody stores and two forms of one event are told;
+    what is well is drawn."""
+    folder(
+        tmp_path,
+        a=f"{ONE}def first(record): return record\n",
+        b='@agent(reads="logs_norm", writes="logs_raw", version=1)\ndef back(record): return record\n',
+        c='@agent(reads="logs_nowhere", writes="logs_norm", version=1)\ndef lost(record): return record\n',
+    )
+    agents = load([tmp_path]).agents
+    routed = RoutesSettings(logs=("logs_norm",))
+    assert Graph([agents["first"]], DECLARED, routed).problems() == []
+    assert Graph([agents["first"]], DECLARED, routed).text() == [
+        "gateway → logs_raw → first → logs_norm → ch_writer, pg_writer",
+        "gateway → metrics_raw → ch_writer, pg_writer",
+        "gateway → traces_raw → ch_writer",
+    ]
+    assert Graph([agents["first"]], DECLARED, routed).svg().count("<rect") == 8
+    assert "nobody stores logs_norm of first" in Graph([agents["first"]], DECLARED, RoutesSettings()).problems()[0]
+    both = RoutesSettings(logs=("logs_raw", "logs_norm"))
+    assert "two forms" in Graph([agents["first"]], DECLARED, both).problems()[0]
+    assert "is written by no agent" in Graph([], DECLARED, routed).problems()[0]
+    told = "\n".join(Graph(list(agents.values()), DECLARED, routed).problems())
+    assert "logs_nowhere of lost is no declared topic" in told
+    assert "logs_norm has more than one owner: first" in told
+    assert "back writes logs_raw, which is the gateway's" in told
+    assert "a cycle: back → logs_raw → first → logs_norm → back" in told
