@@ -29,7 +29,7 @@ from pipeline.record.layout import RECORDS, layout
 from pipeline.record.records import TYPES, Record, encoded, read
 from pipeline.record.schema import Signal
 
-EXAMPLES = 60
+EXAMPLES = 100
 AT_ONCE = 50  # records of a sample that are looked at together
 SPEED_RECORDS = 2000
 SPEED_RUNS = 3
@@ -112,7 +112,8 @@ def records_of(signal: Signal) -> st.SearchStrategy[Record]:
         for field in schema.of(signal).avro["fields"]
         if field["name"] not in ("event_id", "region", "received_time", "tenant", "series_id")
     }
-    return st.fixed_dictionaries({}, optional=fields).map(lambda values: of(**values))
+    some, every = st.fixed_dictionaries({}, optional=fields), st.fixed_dictionaries(fields)
+    return st.one_of(some, every).map(lambda values: of(**values))
 
 
 def _values(name: str, of: Any) -> st.SearchStrategy[Any]:

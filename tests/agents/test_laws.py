@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from pipeline.agents.load import load, settings_of
 from pipeline.errors import Misconfigured
 from pipeline.settings import ROOT, RoutesSettings, Settings
 
-HEAD = "from pipeline.agents import LogRecord, agent, drop\nimport random, time\n"
+HEAD = "from pipeline.agents import LogRecord, agent, drop\n"
 ONE = '@agent(reads="logs_raw", writes="logs_norm", version=1)\n'
 NOWHERE = {"PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 DECLARED = {
@@ -46,8 +47,6 @@ def test_laws(tmp_path: pathlib.Path) -> None:
     code = f"""
 {ONE}def good(record): return record.replace(body=record.body.strip())
 
-{ONE}def random_one(record): return record.replace(body=str(random.random()))
-
 {ONE}def hashes(record): return record.replace(body=str(hash("a")))
 
 {ONE}def changes(record):
@@ -63,7 +62,7 @@ def neighbours(records): return [each.replace(body=str(len(records))) for each i
     assert done.returncode == 1, done.stderr
     verdicts = {each["agent"]: each for each in json.loads(done.stdout)}
     assert {name: each["broken"] for name, each in verdicts.items()} == {
-        "good": "", "random_one": "deterministic", "hashes": "deterministic", "changes": "total", "picky": "total",
+        "good": "", "hashes": "deterministic", "changes": "total", "picky": "total",
         "neighbours": "independent",
     }  # fmt: skip
     assert verdicts["good"]["records_per_s"] > 0
@@ -72,6 +71,27 @@ def neighbours(records): return [each.replace(body=str(len(records))) for each i
     assert verdicts["changes"]["smallest"] == ["LogRecord()"]
     assert verdicts["picky"]["smallest"] == ["LogRecord(body='GET /api?user=ann@example.com')"]
     assert len(verdicts["neighbours"]["smallest"]) == 2
+
+
+@pytest.mark.timeout(300)
+def test_new(tmp_path: pathlib.Path) -> None:
+    """In an empty folder: an agent with a test that passes and the topics that nobody declared; it is well by itself."""
+    shutil.copytree(ROOT / "topics", tmp_path / "topics")
+    here = {"PIPELINE_TOPICS_DIRECTORY": str(tmp_path / "topics")}
+    done = command("new", "mask_emails", "--writes", "logs_clean", cwd=tmp_path, **here)
+    assert done.stdout.split() == [
+        "my_agents/mask_emails.py", "my_agents/test_mask_emails.py", f"{tmp_path}/topics/logs_clean.yaml",
+        f"{tmp_path}/topics/logs_clean_dlq.yaml",
+    ]  # fmt: skip
+    passed = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "my_agents"], cwd=tmp_path, check=False
+    )
+    assert passed.returncode == 0
+    unrouted = command("check", cwd=tmp_path, **here)
+    assert (unrouted.returncode, unrouted.stderr.count("nobody stores logs_clean")) == (2, 1)
+    assert command("check", cwd=tmp_path, **here, PIPELINE_ROUTES__LOGS='["logs_clean"]').returncode == 0
+    again = command("new", "mask_emails", cwd=tmp_path, **here)
+    assert (again.returncode, again.stderr.endswith("exist: choose another name.\n")) == (2, True)
 
 
 def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) -> None:
