@@ -80,7 +80,9 @@ def replicas() -> None:
     from pipeline.topics.replicas import HOW, reassignment
 
     loaded = settings.load()
-    wanted = reassignment(topics.load(environment=loaded.environment), topics.cluster_of(loaded))
+    wanted = reassignment(
+        topics.load(loaded.topics_directory, environment=loaded.environment), topics.cluster_of(loaded)
+    )
     show_json(wanted)
     if wanted["partitions"]:
         typer.echo(HOW.format(servers=loaded.kafka.bootstrap_servers), err=True)

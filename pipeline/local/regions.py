@@ -95,7 +95,7 @@ class Regions:
         topology = self._topology.model_copy(update={"links": (*elsewhere, *here)})
         properties = mirror_maker.properties(
             topology,
-            topics.load(environment=own.environment),
+            topics.load(own.topics_directory, environment=own.environment),
             alias,
             f"http://127.0.0.1:{own.local.mirror_maker_port}",
         )

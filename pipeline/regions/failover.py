@@ -119,7 +119,10 @@ class _Pair:
             raise Misconfigured(f"There is no link from {source} to {target}; there are {known}.")
         self.topology, self.settings = topology, settings
         self.link: Link = found[0]
-        self.names = [topic.name for topic in self.link.of(topics.load(environment=settings.environment))]
+        self.names = [
+            topic.name
+            for topic in self.link.of(topics.load(settings.topics_directory, environment=settings.environment))
+        ]
         self.source_kafka, self.target_kafka = topology.regions[source].kafka, topology.regions[target].kafka
         self.source, self.target = Reader(self.source_kafka), Reader(self.target_kafka)
         self._mirrors = settings.model_copy(update={"mirrored_regions": (source,)})
@@ -287,7 +290,7 @@ class Failback(_Pair):
             course.add(f"Kafka of {self.link.source} answers", "refused", away)
             return course
         course.add(f"Kafka of {self.link.source} answers", "done")
-        declared = topics.load(environment=self.settings.environment)
+        declared = topics.load(self.settings.topics_directory, environment=self.settings.environment)
         missing = topics.plan(declared, Cluster(self.source_kafka))
         if missing:
             course.add(f"{self.link.source} has its topics", "refused", "run `pipeline topics apply` there")

@@ -67,7 +67,7 @@ class LinkStatus:
 
 def look(topology: Topology, settings: Settings) -> list[LinkStatus]:
     """Every link as it is now. Changes nothing; a region that does not answer is told, not raised."""
-    declared = topics.load(environment=settings.environment)
+    declared = topics.load(settings.topics_directory, environment=settings.environment)
     with ThreadPoolExecutor(max(1, len(topology.links))) as pool:
         return list(
             pool.map(lambda link: _link(link, [topic.name for topic in link.of(declared)], topology), topology.links)
@@ -80,7 +80,7 @@ def note(topology: Topology, settings: Settings) -> None:
     A region that does not answer keeps what was written last; so does one whose cluster was made anew, until it is
     failed back.
     """
-    declared = topics.load(environment=settings.environment)
+    declared = topics.load(settings.topics_directory, environment=settings.environment)
     for link in topology.links:
         names = [topic.name for topic in link.of(declared)]
         try:

@@ -15,7 +15,7 @@ from pipeline.agents.load import load, settings_of
 from pipeline.errors import Misconfigured
 from pipeline.settings import ROOT, RoutesSettings, Settings
 
-HEAD = "from pipeline.agents import LogRecord, agent, drop\n"
+HEAD = "from pipeline.agents import LogRecord, agent, drop\n\n"
 ONE = '@agent(reads="logs_raw", writes="logs_norm", version=1)\n'
 NOWHERE = {"PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 DECLARED = {
