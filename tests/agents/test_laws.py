@@ -53,7 +53,7 @@ def test_laws(tmp_path: pathlib.Path) -> None:
     record.attributes["a"] = "b"
     return record
 
-{ONE}def picky(record): return record if not record.body.startswith("GET") else 7
+{ONE}def picky(record): return 7 if record.body else record
 
 @agent(reads="logs_raw", writes="logs_norm", version=1, batch=True)
 def neighbours(records): return [each.replace(body=str(len(records))) for each in records]
@@ -69,7 +69,7 @@ def neighbours(records): return [each.replace(body=str(len(records))) for each i
     assert verdicts["changes"]["how"].startswith(f"{tmp_path}/several.py:")
     assert "does not support item assignment" in verdicts["changes"]["how"]
     assert verdicts["changes"]["smallest"] == ["LogRecord()"]
-    assert verdicts["picky"]["smallest"] == ["LogRecord(body='GET /api?user=ann@example.com')"]
+    assert len(verdicts["picky"]["smallest"]) == 1
     assert len(verdicts["neighbours"]["smallest"]) == 2
 
 
