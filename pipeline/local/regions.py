@@ -21,7 +21,7 @@ class Regions:
     """
 
     def __init__(self, topology: Topology, own: Mapping[str, Settings], tell: Callable[[str], None]) -> None:
-        self._topology = topology
+        self.topology = topology
         self.settings = dict(own)
         self.stacks = {alias: Stack(each, _telling(tell, alias), self._mirror(alias)) for alias, each in own.items()}
 
@@ -87,19 +87,19 @@ class Regions:
 
     def _mirror(self, alias: str) -> Mirror | None:
         """Links from regions that are here; a part of the topology may be up."""
-        here = [link for link in self._topology.links_to(alias) if link.source in self.settings]
+        here = [link for link in self.topology.links_to(alias) if link.source in self.settings]
         if not here:
             return None
         own = self.settings[alias]
-        elsewhere = tuple(link for link in self._topology.links if link.target != alias)
-        topology = self._topology.model_copy(update={"links": (*elsewhere, *here)})
+        elsewhere = tuple(link for link in self.topology.links if link.target != alias)
+        topology = self.topology.model_copy(update={"links": (*elsewhere, *here)})
         properties = mirror_maker.properties(
             topology,
             topics.load(own.topics_directory, environment=own.environment),
             alias,
             f"http://127.0.0.1:{own.local.mirror_maker_port}",
         )
-        return Mirror(regions.mirrored(self._topology, own, alias), properties)
+        return Mirror(regions.mirrored(self.topology, own, alias), properties)
 
 
 def region_settings(base: Settings, topology: Topology, alias: str, place: int) -> Settings:

@@ -28,6 +28,7 @@ from tests.drills import (
     kafka_away,
     killer,
     registry,
+    regions,
     rewind,
     soak,
     spool_crashes,
@@ -47,6 +48,7 @@ DRILLS: dict[str, Drill] = {
     "rewind": rewind.drill,
     "registry": registry.drill,
     "agents": agents.drill,
+    "regions": regions.drill,
 }
 HOME = ROOT / ".local" / "drills"
 
