@@ -180,6 +180,20 @@ class RegistrySettings(Part):
         return self.url or f"http://{self.host}:{self.port}"
 
 
+class QuerySettings(Part):
+    """Where questions over the stores of several regions are answered.
+
+    Who asks shows a tenant's key of `gateway.tenants_file` and sees that tenant's records; without that file everybody
+    sees all, and only loopback is served.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 4320
+    within_s: Seconds = 10.0  # a region that takes longer is named as one that did not answer
+    max_rows: Positive = 10_000  # of one answer
+    max_questions: Positive = 16  # at a time; more are told to come again
+
+
 class WriterSettings(Part):
     """A writer; worker n serves /livez, /readyz and /metrics on loopback at `health_port` + n."""
 
@@ -248,6 +262,7 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     registry: RegistrySettings = RegistrySettings()
+    query: QuerySettings = QuerySettings()
     gateway: GatewaySettings = GatewaySettings()
     spool: SpoolSettings = SpoolSettings()
     pg_writer: WriterSettings = WriterSettings(health_port=9110, batch_bytes=16 * MIB)  # 40,000 points

@@ -50,6 +50,16 @@ def ch_writer(workers: Workers = None) -> None:
     _run_workers("ch_writer", workers)
 
 
+@app.command("query")
+def query() -> None:
+    """Answer questions over the stores of several regions by HTTP: logs, a trace, a metric over time."""
+    from pipeline.query.main import run
+    from pipeline.telemetry import log
+
+    log.configure("query")
+    run(settings.load())
+
+
 def _run_workers(process: str, workers: int | None) -> None:
     """Be the one process, or the supervisor of several. Rooms are imported here: a command loads only its own."""
     from pipeline import workers as processes

@@ -116,14 +116,18 @@ def _request(numbers: Iterable[int]) -> dict[str, Any]:
 def in_clickhouse(settings: Settings) -> Counter[int]:
     """How often readers see each number."""
     client = clickhouse.connect(settings.clickhouse)
-    rows = client.query(f"SELECT toInt64(attributes['{NUMBER}']), count() FROM logs GROUP BY 1").result_rows
+    rows = client.query(
+        f"SELECT toInt64(attributes['{NUMBER}']), count() FROM logs WHERE attributes['{NUMBER}'] != '' GROUP BY 1"
+    ).result_rows
     client.close()
     return Counter(dict(rows))
 
 
 def in_postgres(settings: Settings) -> Counter[int]:
     with psycopg.connect(settings.postgres.dsn.get_secret_value()) as connection:
-        rows = connection.execute(f"SELECT (attributes->>'{NUMBER}')::int, count(*) FROM events GROUP BY 1").fetchall()
+        rows = connection.execute(
+            f"SELECT (attributes->>'{NUMBER}')::int, count(*) FROM events WHERE attributes ? '{NUMBER}' GROUP BY 1"
+        ).fetchall()
     return Counter(dict(rows))
 
 
