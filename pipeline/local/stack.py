@@ -53,7 +53,7 @@ class Stack:
             missing = self._missing(NAMES)
             with self._undone_if_cut_off(missing):
                 self._start([name for name in SERVERS if name in missing])
-                self._prepare()
+                self.prepare()
                 self._start([name for name in OURS if name in missing])
 
     def down(self) -> None:
@@ -185,7 +185,8 @@ class Stack:
         self._runner.stop(name)
         self._tell(f"{name}: stopped after {time.monotonic() - started:.1f} s")
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Topics, mirrored ones among them, migrations and upkeep, once the servers run."""
         changes = topics.apply_all(self._settings)
         if self._mirror:
             cluster = topics.cluster_of(self._settings)
