@@ -2,8 +2,9 @@
 
 import inspect
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -67,6 +68,15 @@ class Agent:
         self._stop = function
         return function
 
+    def between(self, name: str, *, reads: str, writes: str | Sequence[str]) -> "Agent":
+        """The same agent between other topics, declared where this is called; its settings are those of `name`."""
+        caller = sys._getframe(1)
+        topics = (writes,) if isinstance(writes, str) else tuple(writes)
+        here = caller.f_code.co_filename, caller.f_lineno
+        if name in RESERVED:
+            raise Misconfigured(f"{here[0]}:{here[1]}: {name} is a name of the platform's; choose another.")
+        return replace(self, name=name, reads=reads, writes=topics, file=here[0], line=here[1])
+
     @property
     def where(self) -> str:
         return f"{self.file}:{self.line}"
@@ -94,7 +104,9 @@ def agent(  # noqa: PLR0913 - what an agent is
 
     The function takes a record and answers a record, None or `drop("reason")`, or a sequence of records of any signal
     that it writes. With `batch` it takes a list of records and answers a list with one such answer for each, in order.
-    Its answer depends on the record alone; with `aggregates` on all records of one message. A second parameter gets the
+    Its answer depends on the record alone; with `aggregates` on all records of one block,
+    those that one request sent to one partition: a client's retry sends them again as they were, whatever shares their
+    message then. A second parameter gets the
     `Context`. Raise `version` with every change of what the function answers: stores keep the newest form of an event.
     """
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.agents import builtin
 from pipeline.agents.api import Agent
 from pipeline.errors import Misconfigured
 from pipeline.settings import AgentSettings, Settings
@@ -26,7 +27,8 @@ class Loaded:
 
 
 def load(paths: Sequence[pathlib.Path]) -> Loaded:
-    """The agents of files, and of all files in folders but tests and those that begin with an underscore."""
+    """The agents of files, of built-ins by name, and of all files in folders but tests and those that begin with an
+    underscore."""
     found: dict[str, Agent] = {}
     problems: list[str] = []
     twice: set[str] = set()
@@ -109,5 +111,10 @@ def _files(paths: Sequence[pathlib.Path], problems: list[str]) -> Iterable[pathl
             )
         elif path.is_file():
             yield path
+        elif builtin.path(str(path)).is_file():
+            yield builtin.path(str(path))
         else:
-            problems.append(f"{path} is neither a file nor a folder: name where your agents are.")
+            problems.append(
+                f"{path} is neither a file nor a folder, nor one of {', '.join(builtin.names())}: name where your "
+                "agents are."
+            )

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from pipeline.agents.api import Agent, Drop, Topics, answers
@@ -90,10 +91,12 @@ def transform(
     records = [read(raw, laid, of) for raw in laid.records(message.value)]
     bad = dict(known_bad or {})
     pieces = _Pieces(running, message)
+    blocks = _blocks(laid, message)
     good = [number for number in range(len(records)) if number not in bad]
-    for number, answer in _answered(running, records, good, bad, progress):
+    parts = [list(part) for _, part in groupby(good, blocks.__getitem__)] if running.agent.aggregates else [good]
+    for number, answer in _answered(running, records, parts, bad, progress):
         try:
-            pieces.add(records[number], answer)
+            pieces.add(records[number], answer, blocks[number])
         except Rejected as reason:
             bad[number] = str(reason)
     tap = of.signal not in running.topics  # what it reads goes on by another way
@@ -147,14 +150,20 @@ def why(agent: Agent, error: BaseException) -> str:
     return f"{at}: {' '.join(traceback.format_exception_only(error)[-1].split())}"
 
 
+def _blocks(laid: Layout, message: Message) -> list[int]:
+    """The block in which each record lies."""
+    sizes = container.blocks(laid.schema.head, message.value)
+    return [block for block, size in enumerate(sizes) for _ in range(size)]
+
+
 def _answered(
-    running: Running, records: list[Record], good: list[int], bad: dict[int, str], progress: Progress
+    running: Running, records: list[Record], parts: list[list[int]], bad: dict[int, str], progress: Progress
 ) -> Iterable[tuple[int, Any]]:
-    """The answer for each of the good; what raises becomes bad."""
+    """The answer for each of the parts' records; what raises becomes bad."""
     if running.agent.batch:
-        yield from _of_batch(running, records, good, bad, progress)
+        yield from _of_batch(running, records, parts, bad, progress)
         return
-    for number in good:
+    for number in chain.from_iterable(parts):
         progress(number)
         try:
             answer = running.function(records[number])
@@ -167,11 +176,11 @@ def _answered(
 
 
 def _of_batch(
-    running: Running, records: list[Record], numbers: list[int], bad: dict[int, str], progress: Progress
+    running: Running, records: list[Record], parts: list[list[int]], bad: dict[int, str], progress: Progress
 ) -> Iterable[tuple[int, Any]]:
     """Halve what raises until the bad record is alone; a message that is to be aggregated is bad as a whole."""
     agent = running.agent
-    parts = [numbers] if numbers else []
+    parts = [part for part in reversed(parts) if part]
     while parts:
         part = parts.pop()
         progress(part[0])
@@ -206,6 +215,7 @@ class _Group:
     def __init__(self) -> None:
         self.records: list[bytes] = []
         self.parents: list[bytes] = []
+        self.blocks: list[int] = []
         self.derived = False
         self.times: list[int] = []
 
@@ -220,9 +230,11 @@ class _Pieces:
         self._groups: dict[tuple[str, str], _Group] = {}  # by topic and name of the schema
         self._dropped: list[tuple[bytes, str]] = []
         self._last: tuple[type, Layout, _Group] | None = None
+        self._block = 0
 
-    def add(self, parent: Record, answer: Any) -> None:
-        """All of one answer, or nothing of it: then raises Rejected."""
+    def add(self, parent: Record, answer: Any, block: int) -> None:
+        """All of one answer, or nothing of it: then raises Rejected. `block` is the parent's."""
+        self._block = block
         if answer is parent:  # most answers
             self._put(parent, parent.event_id, parent)
             return
@@ -273,6 +285,7 @@ class _Pieces:
             raise Rejected(f"{self._agent.where}: made a record of {len(data):,} bytes; {LARGEST_RECORD:,} fit.")
         group.records.append(data)
         group.parents.append(parent.event_id)
+        group.blocks.append(self._block)
         if event_id is not parent.event_id:
             group.derived = True
             group.times.append(_time(record, parent))
@@ -311,7 +324,8 @@ class _Pieces:
             headers += self._times(group)
             if group.derived:
                 headers.append(("parents", b"".join(group.parents[start:end])))
-            yield Output(topic, headers, container.value(of.head, group.records[start:end]), end - start)
+            value = container.in_blocks(of.head, group.records[start:end], group.blocks[start:end])
+            yield Output(topic, headers, value, end - start)
             start, size = end, 0
 
     def _headers(self, of: schema.Schema, signal: str, records: int) -> list[tuple[str, bytes]]:

@@ -19,6 +19,13 @@ def value(head: bytes, pieces: list[bytes], records: int | None = None) -> bytes
     return b"".join([head, long(count), long(size), *pieces, SYNC])
 
 
+def in_blocks(head: bytes, pieces: list[bytes], blocks: list[int]) -> bytes:
+    """One container file of encoded records, a block for each run of equal numbers in `blocks`."""
+    cuts = [place for place in range(1, len(blocks)) if blocks[place] != blocks[place - 1]]
+    starts, ends = [0, *cuts], [*cuts, len(pieces)]
+    return join(b"", [head, *(value(b"", pieces[start:end]) for start, end in zip(starts, ends, strict=True))])
+
+
 def join(head: bytes, values: Iterable[bytes]) -> bytes:
     """One container file of all records in `values`, which all start with `head`."""
     skip = len(head)
@@ -26,21 +33,26 @@ def join(head: bytes, values: Iterable[bytes]) -> bytes:
 
 
 def count(head: bytes, value: bytes) -> int:
-    """How many records the blocks of `value` say they hold, read from the framing alone.
+    """How many records the blocks of `value` say they hold; raises Rejected as `blocks` does."""
+    return sum(blocks(head, value))
+
+
+def blocks(head: bytes, value: bytes) -> list[int]:
+    """How many records each block of `value` says it holds, read from the framing alone.
 
     Raise Rejected where `value` is not `head` followed by whole blocks: joining it would spoil its neighbours.
     """
     if not value.startswith(head):
         raise Rejected("The value does not start with the head of its schema.")
-    place, total = len(head), 0
+    place, found = len(head), []
     while place < len(value):
         records, place = _unsigned_half(value, place)
         size, place = _unsigned_half(value, place)
         place += size + len(SYNC)
         if value[place - len(SYNC) : place] != SYNC:
             raise Rejected("The value is cut short or damaged: a block does not end in the sync marker.")
-        total += records
-    return total
+        found.append(records)
+    return found
 
 
 def _unsigned_half(data: bytes, place: int) -> tuple[int, int]:
