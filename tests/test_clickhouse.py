@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from pipeline import clickhouse, otlp
 from pipeline.agents.ch_writer import TABLES, ClickHouseWriter
+from pipeline.clickhouse.inserts import Inserts
 from pipeline.delivery import Delivery, Message
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.record import schema
@@ -199,21 +200,21 @@ def test_what_slows_down_is_retried_until_it_passes(
 
 def test_a_table_that_is_dropped_stops_the_writer_with_a_sentence(store: Client, settings: Settings) -> None:
     """A missing table is nobody's poison: Misconfigured names it and the way out."""
-    inserts = clickhouse.Inserts(settings.clickhouse, "logs_in")
+    inserts = Inserts(settings.clickhouse, "logs_in")
     value, records = container("logs")
-    inserts.insert(value, records=records, token="a")
+    inserts.insert(schema.of("logs"), [value], records=records, token="a")
     store.command("DROP TABLE logs_events SYNC")
     with pytest.raises(Misconfigured, match=r"into logs_in: .*UNKNOWN_TABLE.* `pipeline migrate status`"):
-        inserts.insert(value, records=records, token="b")
+        inserts.insert(schema.of("logs"), [value], records=records, token="b")
 
 
 def test_views_may_come_and_go_while_a_writer_runs(store: Client, settings: Settings) -> None:
     """A view of the table, a view of a view's table, and their end: the same batch stays good, a short one is refused."""
-    inserts = clickhouse.Inserts(settings.clickhouse, "logs_in")
+    inserts = Inserts(settings.clickhouse, "logs_in")
     value, records = container("logs")
 
     def insert(promised: int = records) -> None:
-        inserts.insert(value, records=promised, token=uuid.uuid4().hex)
+        inserts.insert(schema.of("logs"), [value], records=promised, token=uuid.uuid4().hex)
 
     insert()
     store.command("CREATE TABLE bodies (body String) ENGINE = MergeTree ORDER BY body")
@@ -221,7 +222,7 @@ def test_views_may_come_and_go_while_a_writer_runs(store: Client, settings: Sett
     insert()
     store.command("CREATE MATERIALIZED VIEW near TO bodies AS SELECT body FROM logs_in")
     insert()
-    clickhouse.Inserts(settings.clickhouse, "logs_in").insert(value, records=records, token=uuid.uuid4().hex)
+    Inserts(settings.clickhouse, "logs_in").insert(schema.of("logs"), [value], records=records, token=uuid.uuid4().hex)
     store.command("DROP VIEW far SYNC")
     store.command("DROP VIEW near SYNC")
     insert()
@@ -237,7 +238,9 @@ def test_the_same_insert_twice_changes_no_table(store: Client, settings: Setting
         for _ in range(2):
             for signal, table in TABLES.items():
                 value, records = container(signal)
-                clickhouse.Inserts(settings.clickhouse, table).insert(value, records=records, token=f"once {signal}")
+                Inserts(settings.clickhouse, table).insert(
+                    schema.of(signal), [value], records=records, token=f"once {signal}"
+                )
             store.command("SYSTEM REFRESH VIEW metrics_1m_refresh")
             store.command("SYSTEM WAIT VIEW metrics_1m_refresh")
             seen.append(contents(store))

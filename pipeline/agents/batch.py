@@ -1,4 +1,4 @@
-"""Many messages as one container file, one for each version of their schema."""
+"""Many messages as one batch for each version of their schema."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,20 @@ Known = Mapping[str, schema.Schema]  # by name, as the header `schema` says it
 
 
 class Joined(NamedTuple):
-    """Messages of one schema, in the order they came: as one container file, and how many records it holds."""
+    """Messages of one schema, in the order they came, and how many records they hold."""
 
     messages: list[Message]
-    value: bytes
+    schema: schema.Schema
     records: int
+
+    @property
+    def values(self) -> list[bytes]:
+        """Their container files."""
+        return [message.value for message in self.messages]
+
+    def value(self) -> bytes:
+        """All records as one container file."""
+        return container.join(self.schema.head, self.values)
 
 
 @functools.cache
@@ -28,7 +37,7 @@ def known(signal: schema.Signal) -> Known:
 
 
 def join(batch: Sequence[Message], accepted: Known) -> list[Joined]:
-    """All records of the batch, a container file for each schema in it, in the order of their first messages.
+    """All messages of the batch, grouped by schema, in the order of their first messages.
 
     Raise Rejected, with the message's place, where it is of another schema, damaged, or holds another number of records
     than its header `records` promises; only framing is read.
@@ -43,7 +52,7 @@ def join(batch: Sequence[Message], accepted: Known) -> list[Joined]:
     return [
         Joined(
             [message for message, _ in group],
-            container.join(accepted[name].head, [message.value for message, _ in group]),
+            accepted[name],
             sum(records for _, records in group),
         )
         for name, group in groups.items()

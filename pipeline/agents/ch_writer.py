@@ -1,11 +1,11 @@
-"""Kafka → ClickHouse: messages joined into one container file an insert, no record decoded."""
+"""Kafka → ClickHouse: many messages an insert, no record decoded."""
 
 import hashlib
 from collections.abc import Sequence
 
-from pipeline import clickhouse
 from pipeline.agents.batch import Joined, Known, join, known
 from pipeline.agents.registered import RegisteredWriter, Version
+from pipeline.clickhouse.inserts import Inserts
 from pipeline.clickhouse.registered import RegisteredInserts
 from pipeline.delivery import Message
 from pipeline.record.schema import Signal
@@ -22,14 +22,14 @@ class ClickHouseWriter:
 
     def __init__(self, settings: ClickHouseSettings, signal: Signal) -> None:
         self.name = "ch_writer"
-        self._inserts = clickhouse.Inserts(settings, TABLES[signal])
+        self._inserts = Inserts(settings, TABLES[signal])
         self._known = known(signal)
 
     def write(self, batch: Sequence[Message]) -> int:
         """Insert the whole batch, by days and schemas, each once: the token makes a repeated insert change nothing."""
         joined = _joined(batch, self._known)
         for one in joined:
-            self._inserts.insert(one.value, records=one.records, token=token(one.messages))
+            self._inserts.insert(one.schema, one.values, records=one.records, token=token(one.messages))
         return sum(one.records for one in joined)
 
 
@@ -40,7 +40,7 @@ def registered(settings: ClickHouseSettings, tables: Tables) -> RegisteredWriter
     def keep(version: Version, batch: Sequence[Message]) -> int:
         joined = _joined(batch, version.accepted)
         for one in joined:
-            inserts.insert(version.table, one.value, records=one.records, token=token(one.messages))
+            inserts.insert(version.table, one.schema, one.values, records=one.records, token=token(one.messages))
         return sum(one.records for one in joined)
 
     return RegisteredWriter("ch_writer", "clickhouse", tables, keep)

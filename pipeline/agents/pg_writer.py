@@ -35,7 +35,7 @@ class PostgresWriter:
 
     def write(self, batch: Sequence[Message]) -> int:
         """Commit the whole batch; return how many records it holds."""
-        return self._suspects.stored(batch, self._known, lambda part: self._store.store(part.value))
+        return self._suspects.stored(batch, self._known, lambda part: self._store.store(part.value()))
 
 
 def registered(settings: PostgresSettings, tables: Tables) -> RegisteredWriter:
@@ -45,7 +45,7 @@ def registered(settings: PostgresSettings, tables: Tables) -> RegisteredWriter:
 
     def keep(version: Version, batch: Sequence[Message]) -> int:
         table, number, accepted = version
-        return suspects.stored(batch, accepted, lambda part: store.store(table, number, part.value))
+        return suspects.stored(batch, accepted, lambda part: store.store(table, number, part.value()))
 
     return RegisteredWriter("pg_writer", "postgres", tables, keep)
 

@@ -13,12 +13,6 @@ from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.settings import ClickHouseSettings
 
 Error = exceptions.Error  # what passes `translated` when the fault is ours
-INSERT_SETTINGS = {
-    "insert_deduplicate": 1,
-    "deduplicate_blocks_in_dependent_materialized_views": 1,
-    "wait_end_of_query": 1,  # the answer, and the count in it, come when all views have written
-    "input_format_avro_allow_missing_fields": 1,  # a column that a later version of the schema brought has its default
-}
 # Whose fault a refused insert is, by code. Source: ClickHouse, src/Common/ErrorCodes.cpp.
 # What is in neither table is ours, and stops the writer with nothing lost: a table dropped (60, 81, 218) or made
 # read-only for good (774); a user shut out (516), without rights (164, 497) or with limits too low (158, 307, 396);
@@ -90,7 +84,7 @@ def connect(settings: ClickHouseSettings) -> Client:
     except exceptions.DatabaseError as error:
         raise Misconfigured(
             f"ClickHouse at {settings.url} refuses user {settings.user} or database {settings.database}: "
-            f"{_sentence(error)} Correct clickhouse.user, clickhouse.password or clickhouse.database."
+            f"{sentence(error)} Correct clickhouse.user, clickhouse.password or clickhouse.database."
         ) from None
 
 
@@ -103,7 +97,7 @@ def translated() -> Iterator[None]:
         kind = fault(error)
         if kind is None:
             raise
-        raise kind(f"ClickHouse: {_sentence(error)}") from error
+        raise kind(f"ClickHouse: {sentence(error)}") from error
 
 
 def quoted(name: str) -> str:
@@ -124,59 +118,6 @@ def fault(error: exceptions.Error) -> type[PipelineError] | None:
     return None
 
 
-class Inserts:
-    """Container files into one table; safe to call from several threads."""
-
-    def __init__(self, settings: ClickHouseSettings, table: str) -> None:
-        self._settings = settings
-        self._table = table
-        self._opened: tuple[Client, int] | None = None
-
-    def insert(self, joined: bytes, *, records: int, token: str) -> None:
-        """Insert one container file of `records` records, and through the table's views where it has any.
-
-        The same token within the last 1,000 inserts changes nothing. Raise Unavailable where the server is away or
-        cannot take more now; Rejected where it cannot read the file or reads fewer records than promised;
-        Misconfigured where it would refuse any file: a table or a right is missing.
-        """
-        if self._opened is None:
-            client = connect(self._settings)
-            self._opened = client, self._views(client)
-        client, views = self._opened
-        try:
-            with translated():
-                summary = client.raw_insert(
-                    quoted(self._table),
-                    insert_block=joined,
-                    fmt="Avro",
-                    settings={**INSERT_SETTINGS, "insert_deduplication_token": token},
-                )
-        except Error as error:
-            raise Misconfigured(
-                f"ClickHouse takes nothing into {self._table}: {_sentence(error)} Look at `pipeline migrate status` "
-                "and at what clickhouse.user may do."
-            ) from error
-        # A record is read once by the insert and once by each view, and again by views of the views' tables.
-        read = int(summary.summary["read_rows"])
-        if read < records * (1 + views):
-            views = self._views(client)  # one may have gone since
-            self._opened = client, views
-            if read < records * (1 + views):
-                raise Rejected(f"ClickHouse read {read / (1 + views):g} records where {records} were promised.")
-
-    def _views(self, client: Client) -> int:
-        """How many views read the table."""
-        with translated():
-            found = client.query(
-                "SELECT length(dependencies_table), engine FROM system.tables"
-                " WHERE database = currentDatabase() AND name = {table:String}",
-                parameters={"table": self._table},
-            ).result_rows
-        if not found or found[0] == (0, "Null"):
-            raise Misconfigured(f"ClickHouse has no table {self._table} with views: run `pipeline migrate up`.")
-        views: int = found[0][0]
-        return views
-
-
-def _sentence(error: exceptions.Error) -> str:
+def sentence(error: exceptions.Error) -> str:
+    """What the server or the client says, in one line."""
     return " ".join(str(error).split()).rstrip(".") + "."

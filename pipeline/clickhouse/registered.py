@@ -12,9 +12,11 @@ from typing import Any
 from clickhouse_connect.driver.binding import format_str
 from clickhouse_connect.driver.client import Client
 
-from pipeline.clickhouse import Error, Inserts, connect, quoted, translated
+from pipeline.clickhouse import Error, connect, quoted, translated
+from pipeline.clickhouse.inserts import Inserts
 from pipeline.delivery import BrokenTable
 from pipeline.errors import Misconfigured
+from pipeline.record.schema import Schema
 from pipeline.settings import ClickHouseSettings
 from pipeline.tables.model import Column, Kind, Table
 
@@ -91,24 +93,24 @@ class RegisteredInserts:
         self._inserts: dict[str, Inserts] = {}
         self._ready: set[tuple[str, int]] = set()  # tables and versions that have their columns
 
-    def insert(self, table: Table, joined: bytes, *, records: int, token: str) -> None:
-        """Insert one container file of any version up to the table's; make what its rows need.
+    def insert(self, table: Table, known: Schema, values: Sequence[bytes], *, records: int, token: str) -> None:
+        """Insert container files of one version, up to the table's; make what their rows need.
 
         The same token within the last 1,000 inserts changes nothing. Raise Unavailable where the server is away,
         Rejected where it cannot read the file, BrokenTable where it has something else by this name.
         """
         try:
-            self._insert(table, joined, records, token)
+            self._insert(table, known, values, records, token)
         except (Error, Misconfigured):  # dropped or changed by hand since it was seen?
             self._ready.clear()
             self._inserts.clear()
             try:
-                self._insert(table, joined, records, token)
+                self._insert(table, known, values, records, token)
             except (Error, Misconfigured) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise BrokenTable(f"ClickHouse: table {table.name}: {reason}") from error
 
-    def _insert(self, table: Table, joined: bytes, records: int, token: str) -> None:
+    def _insert(self, table: Table, known: Schema, values: Sequence[bytes], records: int, token: str) -> None:
         if (table.name, table.version) not in self._ready:
             if self._client is None:
                 self._client = connect(self._settings)
@@ -118,7 +120,7 @@ class RegisteredInserts:
         into = self._inserts.get(table.name)
         if into is None:
             into = self._inserts[table.name] = Inserts(self._settings, _rows(table))
-        into.insert(joined, records=records, token=token)
+        into.insert(known, values, records=records, token=token)
 
 
 def make(client: Client, table: Table) -> None:

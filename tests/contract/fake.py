@@ -35,7 +35,7 @@ class MemoryWriter:
         if self._memory.away:
             self._memory.away -= 1
             raise Unavailable("The memory is away.")
-        records = [record for part in join(batch, self._known) for record in _decoded(part.value)]
+        records = [record for part in join(batch, self._known) for record in _decoded(part.value())]
         for record in sorted(records, key=lambda record: record["received_time"]):
             held = self._memory.records.get(record["event_id"], record)
             if record["received_time"] >= held["received_time"]:

@@ -1,6 +1,7 @@
 //! The hot path of the pipeline; the Python beside it is the reference, and says what each function promises.
 
 mod avro;
+mod columns;
 mod json;
 mod logs;
 mod metrics;
@@ -17,11 +18,12 @@ mod _native {
     use pyo3::create_exception;
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
+    use pyo3::pybacked::PyBackedBytes;
     use pyo3::types::PyBytes;
 
     use crate::avro;
     use crate::request::{CODES, Encoded, Group, Origin, Refusal, Request, Rules, SHED};
-    use crate::{json, logs, metrics, rows, traces};
+    use crate::{columns, json, logs, metrics, rows, traces};
 
     create_exception!(pipeline.native, Malformed, PyValueError);
     create_exception!(pipeline.native, TooMany, PyValueError);
@@ -103,6 +105,22 @@ mod _native {
             Ok(())
         })?;
         Ok((group.partition, group.records, group.min_time, group.max_time, value))
+    }
+
+    /// `pipeline.clickhouse.body`: Native blocks of about `rows` records; see columns.rs for what stands in `fields`.
+    /// Raises Malformed where a value is damaged.
+    #[pyfunction]
+    #[pyo3(name = "columns")]
+    fn native_blocks<'py>(
+        py: Python<'py>,
+        fields: Vec<(String, String)>,
+        values: Vec<PyBackedBytes>,
+        skip: usize,
+        rows: u64,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let values: Vec<&[u8]> = values.iter().map(|value| &**value).collect();
+        let blocks = py.detach(|| columns::native(&fields, &values, skip, rows)).map_err(Malformed::new_err)?;
+        Ok(blocks.iter().map(|block| PyBytes::new(py, block)).collect())
     }
 
     fn counts(names: &[&'static str], counts: &[u64]) -> Counts {

@@ -1,0 +1,304 @@
+//! Avro container files to ClickHouse's Native format: the same records, column by column.
+//! Sources: the Avro 1.12 specification, "Binary Encoding"; ClickHouse's documentation of the format Native.
+
+const SYNC: usize = 16;
+const DAMAGED: &str = "The value is cut short or damaged.";
+
+/// The values of one field of all records, in Native's form.
+enum Column {
+    Long(Vec<u8>),
+    Int(Vec<u8>),
+    /// Boolean, float, double, fixed: as they stand in Avro.
+    Plain {
+        size: usize,
+        values: Vec<u8>,
+    },
+    /// Strings and bytes.
+    Text(Vec<u8>),
+    Enum {
+        symbols: Vec<String>,
+        values: Vec<u8>,
+    },
+    Nullable {
+        null: i64,
+        nulls: Vec<u8>,
+        item: Box<Column>,
+    },
+    Array {
+        ends: Vec<u8>,
+        items: u64,
+        item: Box<Column>,
+    },
+    Record(Vec<Column>),
+}
+
+type Done<T> = Result<T, &'static str>;
+
+/// `values`, container files of records with these fields, as Native blocks of at most `rows` records (or one value).
+///
+/// A field is its name and its type: `l` long, `i` int, `d` double, `r` float, `b` boolean, `s` string or bytes, `f16;`
+/// fixed, `e{a,b}` enum, `?0` or `?1` before the other type of a union with null there, `[` before the items of an
+/// array, `{` before the values of a map, `(name:type,…)` a record. Each value starts with `skip` bytes of head.
+pub fn native(fields: &[(String, String)], values: &[&[u8]], skip: usize, rows: u64) -> Result<Vec<Vec<u8>>, String> {
+    let mut columns = Vec::new();
+    let mut types = Vec::new();
+    for (name, code) in fields {
+        let mut rest = code.as_str();
+        let (column, kind) =
+            parse(&mut rest).filter(|_| rest.is_empty()).ok_or(format!("{name} has no type {code}."))?;
+        columns.push(column);
+        types.push((name.as_str(), kind));
+    }
+    let mut blocks = Vec::new();
+    let mut count = 0;
+    for value in values {
+        let more = read_value(value.get(skip..).ok_or(DAMAGED)?, &mut columns)?;
+        count += more;
+        if count >= rows {
+            blocks.push(take(&types, &mut columns, count));
+            count = 0;
+        }
+    }
+    if count > 0 {
+        blocks.push(take(&types, &mut columns, count));
+    }
+    Ok(blocks)
+}
+
+fn parse(code: &mut &str) -> Option<(Column, String)> {
+    let mut letters = code.chars();
+    let letter = letters.next()?;
+    *code = letters.as_str();
+    let plain = |size| Column::Plain { size, values: Vec::new() };
+    Some(match letter {
+        'l' => (Column::Long(Vec::new()), "Int64".into()),
+        'i' => (Column::Int(Vec::new()), "Int32".into()),
+        'd' => (plain(8), "Float64".into()),
+        'r' => (plain(4), "Float32".into()),
+        'b' => (plain(1), "Bool".into()),
+        's' => (Column::Text(Vec::new()), "String".into()),
+        'f' => {
+            let (size, rest) = code.split_once(';')?;
+            *code = rest;
+            (plain(size.parse().ok()?), format!("FixedString({size})"))
+        }
+        'e' => {
+            let (symbols, rest) = code.strip_prefix('{')?.split_once('}')?;
+            *code = rest;
+            let symbols = symbols.split(',').map(String::from).collect();
+            (Column::Enum { symbols, values: Vec::new() }, "String".into())
+        }
+        '?' => {
+            let null = if code.starts_with('0') { 0 } else { 1 };
+            *code = code.get(1..)?;
+            let (item, kind) = parse(code)?;
+            (Column::Nullable { null, nulls: Vec::new(), item: item.into() }, format!("Nullable({kind})"))
+        }
+        '[' => {
+            let (item, kind) = parse(code)?;
+            (array(item), format!("Array({kind})"))
+        }
+        '{' => {
+            let (item, kind) = parse(code)?;
+            let pair = Column::Record(vec![Column::Text(Vec::new()), item]);
+            (array(pair), format!("Map(String, {kind})"))
+        }
+        '(' => {
+            let (mut parts, mut kinds) = (Vec::new(), Vec::new());
+            while !code.starts_with(')') {
+                let (name, rest) = code.split_once(':')?;
+                *code = rest;
+                let (part, kind) = parse(code)?;
+                parts.push(part);
+                kinds.push(format!("{name} {kind}"));
+                *code = code.strip_prefix(',').unwrap_or(code);
+            }
+            *code = code.strip_prefix(')')?;
+            (Column::Record(parts), format!("Tuple({})", kinds.join(", ")))
+        }
+        _ => return None,
+    })
+}
+
+fn array(item: Column) -> Column {
+    Column::Array { ends: Vec::new(), items: 0, item: item.into() }
+}
+
+/// Blocks of records; how many they were.
+fn read_value(mut rest: &[u8], columns: &mut [Column]) -> Done<u64> {
+    let mut records = 0;
+    while !rest.is_empty() {
+        let count = u64::try_from(long(&mut rest)?).map_err(|_| DAMAGED)?;
+        let size = usize::try_from(long(&mut rest)?).map_err(|_| DAMAGED)?;
+        let mut block = bytes(&mut rest, size)?;
+        bytes(&mut rest, SYNC)?;
+        for _ in 0..count {
+            if block.is_empty() {
+                return Err(DAMAGED);
+            }
+            for column in columns.iter_mut() {
+                column.read(&mut block)?;
+            }
+        }
+        if !block.is_empty() {
+            return Err(DAMAGED);
+        }
+        records += count;
+    }
+    Ok(records)
+}
+
+impl Column {
+    fn read(&mut self, rest: &mut &[u8]) -> Done<()> {
+        match self {
+            Column::Long(values) => values.extend_from_slice(&long(rest)?.to_le_bytes()),
+            Column::Int(values) => {
+                let value = i32::try_from(long(rest)?).map_err(|_| DAMAGED)?;
+                values.extend_from_slice(&value.to_le_bytes());
+            }
+            Column::Plain { size, values } => values.extend_from_slice(bytes(rest, *size)?),
+            Column::Text(values) => text(values, length_and_bytes(rest)?),
+            Column::Enum { symbols, values } => {
+                let which = usize::try_from(long(rest)?).map_err(|_| DAMAGED)?;
+                text(values, symbols.get(which).ok_or(DAMAGED)?.as_bytes());
+            }
+            Column::Nullable { null, nulls, item } => match long(rest)? {
+                which if which == *null => {
+                    nulls.push(1);
+                    item.default();
+                }
+                0 | 1 => {
+                    nulls.push(0);
+                    item.read(rest)?;
+                }
+                _ => return Err(DAMAGED),
+            },
+            Column::Array { ends, items, item } => {
+                loop {
+                    let mut count = long(rest)?;
+                    if count == 0 {
+                        break;
+                    }
+                    if count < 0 {
+                        long(rest)?; // the size in bytes, for those who skip
+                        count = count.checked_neg().ok_or(DAMAGED)?;
+                    }
+                    for _ in 0..count {
+                        if rest.is_empty() {
+                            return Err(DAMAGED);
+                        }
+                        item.read(rest)?;
+                    }
+                    *items += count.unsigned_abs();
+                }
+                ends.extend_from_slice(&items.to_le_bytes());
+            }
+            Column::Record(parts) => {
+                for part in parts {
+                    part.read(rest)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands in Native where a value is null.
+    fn default(&mut self) {
+        match self {
+            Column::Long(values) => values.extend_from_slice(&[0; 8]),
+            Column::Int(values) => values.extend_from_slice(&[0; 4]),
+            Column::Plain { size, values } => values.resize(values.len() + *size, 0),
+            Column::Text(values) | Column::Enum { values, .. } => values.push(0),
+            Column::Nullable { nulls, item, .. } => {
+                nulls.push(1);
+                item.default();
+            }
+            Column::Array { ends, items, .. } => ends.extend_from_slice(&items.to_le_bytes()),
+            Column::Record(parts) => parts.iter_mut().for_each(Column::default),
+        }
+    }
+
+    /// Move all values to the end of `block`.
+    fn drain(&mut self, block: &mut Vec<u8>) {
+        match self {
+            Column::Long(values)
+            | Column::Int(values)
+            | Column::Plain { values, .. }
+            | Column::Text(values)
+            | Column::Enum { values, .. } => block.append(values),
+            Column::Nullable { nulls, item, .. } => {
+                block.append(nulls);
+                item.drain(block);
+            }
+            Column::Array { ends, items, item } => {
+                block.append(ends);
+                *items = 0;
+                item.drain(block);
+            }
+            Column::Record(parts) => parts.iter_mut().for_each(|part| part.drain(block)),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Column::Long(values)
+            | Column::Int(values)
+            | Column::Plain { values, .. }
+            | Column::Text(values)
+            | Column::Enum { values, .. } => values.len(),
+            Column::Nullable { nulls, item, .. } => nulls.len() + item.len(),
+            Column::Array { ends, item, .. } => ends.len() + item.len(),
+            Column::Record(parts) => parts.iter().map(Column::len).sum(),
+        }
+    }
+}
+
+fn take(types: &[(&str, String)], columns: &mut [Column], rows: u64) -> Vec<u8> {
+    let names: usize = types.iter().map(|(name, kind)| name.len() + kind.len() + 4).sum();
+    let mut block = Vec::with_capacity(20 + names + columns.iter().map(Column::len).sum::<usize>());
+    varint(&mut block, columns.len() as u64);
+    varint(&mut block, rows);
+    for ((name, kind), column) in types.iter().zip(columns) {
+        text(&mut block, name.as_bytes());
+        text(&mut block, kind.as_bytes());
+        column.drain(&mut block);
+    }
+    block
+}
+
+fn long(rest: &mut &[u8]) -> Done<i64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, after) = rest.split_first().ok_or(DAMAGED)?;
+        *rest = after;
+        value |= u64::from(byte & 0x7F) << shift;
+        if byte < 0x80 {
+            return Ok((value >> 1) as i64 ^ -((value & 1) as i64));
+        }
+    }
+    Err(DAMAGED)
+}
+
+fn bytes<'a>(rest: &mut &'a [u8], size: usize) -> Done<&'a [u8]> {
+    let (found, after) = rest.split_at_checked(size).ok_or(DAMAGED)?;
+    *rest = after;
+    Ok(found)
+}
+
+fn length_and_bytes<'a>(rest: &mut &'a [u8]) -> Done<&'a [u8]> {
+    let size = usize::try_from(long(rest)?).map_err(|_| DAMAGED)?;
+    bytes(rest, size)
+}
+
+fn text(to: &mut Vec<u8>, value: &[u8]) {
+    varint(to, value.len() as u64);
+    to.extend_from_slice(value);
+}
+
+fn varint(to: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
