@@ -206,6 +206,24 @@ class WriterSettings(Part):
     dead_letters_per_min: Annotated[float, Field(gt=0)] = 60.0  # that many of the burst come back each minute
 
 
+class OtlpWriterSettings(WriterSettings):
+    """Where to send on what `routes` name; without `endpoint` nothing is."""
+
+    health_port: Port = 9010
+    batch_records: Positive = 20_000
+    batch_bytes: Positive = 8 * MIB
+    endpoint: str = ""  # https://otlp.example.com:4318; over HTTP /v1/<signal> is put behind it
+    protocol: Literal["http", "grpc"] = "http"
+    compression: Literal["gzip", "none"] = "gzip"
+    headers: SecretStr = SecretStr("")  # key=value,key=value, as OTEL_EXPORTER_OTLP_HEADERS
+    headers_file: pathlib.Path | None = None  # the same in a file, by commas or lines
+    ca_file: pathlib.Path | None = None  # default: the system's
+    signals: tuple[Literal["logs", "metrics", "traces"], ...] = ("logs", "metrics", "traces")
+    timeout_s: Seconds = 30.0
+    request_records: Positive = 5000  # of whole messages, one at least; and
+    request_bytes: Positive = 2 * MIB  # as they are in Kafka: many servers take 4 MiB
+
+
 class AgentSettings(WriterSettings):
     """What `[agents.<name>]` may say to the platform, beside the agent's own settings."""
 
@@ -267,6 +285,7 @@ class Settings(BaseSettings):
     spool: SpoolSettings = SpoolSettings()
     pg_writer: WriterSettings = WriterSettings(health_port=9110, batch_bytes=16 * MIB)  # 40,000 points
     ch_writer: WriterSettings = WriterSettings(health_port=9210, batch_bytes=24 * MIB)  # 50,000 log records
+    otlp_writer: OtlpWriterSettings = OtlpWriterSettings()
     routes: RoutesSettings = RoutesSettings()
     agents: dict[str, dict[str, Any]] = {}  # by the agent's name: its own settings, and those of AgentSettings
     local: LocalSettings = LocalSettings()

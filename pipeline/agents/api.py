@@ -14,7 +14,7 @@ from pipeline.record.records import Record
 from pipeline.record.schema import Signal
 
 LARGEST_VERSION = 99
-RESERVED = frozenset({"gateway", "pg_writer", "ch_writer"})
+RESERVED = frozenset({"gateway", "pg_writer", "ch_writer", "otlp_writer"})
 SettingsT = TypeVar("SettingsT")
 StateT = TypeVar("StateT")
 

@@ -45,7 +45,7 @@ from pipeline.telemetry import health, metrics
 log = structlog.get_logger()
 FAILED = 70  # EX_SOFTWARE: the supervisor may start the process again
 FOR_A_HUMAN = 2  # starting again would not help
-IN_FLIGHT = 2  # batches at the store: one insert stream keeps one core of ClickHouse busy
+IN_FLIGHT = 2  # batches at a store: one insert stream keeps one core of ClickHouse busy
 # What holds a process's memory, with batch_bytes: a batch is held as messages and joined.
 TAKE_MESSAGES = 100  # at once
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
@@ -62,7 +62,7 @@ def run_writer(process: str, settings: Settings, number: int) -> NoReturn:
     own: WriterSettings = getattr(settings, process)
     tables = Tables(settings.registry)
     tables.start()
-    consuming = _Process(process, own.health_port + number, IN_FLIGHT)
+    consuming = _Process(process, own.health_port + number, 1 if process == "otlp_writer" else IN_FLIGHT)
     _end(_consume(consuming, _writers(process, settings, tables), own, settings))
 
 
@@ -134,6 +134,16 @@ def _give_memory_back() -> None:
 def _writers(process: str, settings: Settings, tables: Tables) -> dict[str, Writer]:
     """Who writes which topic."""
     tables_topics = settings.here_and_mirrored(registered.TOPIC)
+    if process == "otlp_writer":
+        from pipeline.agents.otlp_writer import OtlpWriter  # noqa: PLC0415 - the others can do without grpcio
+        from pipeline.backend import backend  # noqa: PLC0415
+
+        to = backend(settings.otlp_writer)
+        return {
+            topic: OtlpWriter(settings.otlp_writer, signal, to)
+            for signal in settings.otlp_writer.signals
+            for topic in settings.stored(signal)
+        }
     if process == "pg_writer":
         from pipeline.agents import pg_writer  # noqa: PLC0415 - polars takes 90 MB that ch_writer can do without
 

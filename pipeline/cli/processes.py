@@ -60,6 +60,12 @@ def query() -> None:
     run(settings.load())
 
 
+@app.command("otlp_writer")
+def otlp_writer(workers: Workers = None) -> None:
+    """Send logs, spans and metric points from Kafka on to an OTLP back end; needs `otlp_writer.endpoint`."""
+    _run_workers("otlp_writer", workers)
+
+
 def _run_workers(process: str, workers: int | None) -> None:
     """Be the one process, or the supervisor of several. Rooms are imported here: a command loads only its own."""
     from pipeline import workers as processes

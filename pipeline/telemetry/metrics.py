@@ -108,6 +108,13 @@ FRESHNESS_SECONDS = Histogram(
     ["writer"], buckets=SECONDS,
 )  # fmt: skip
 
+OTLP_SENT = Counter("pipeline_otlp_writer_sent_records", "Records that the back end took.", ["signal"])
+OTLP_REJECTED = Counter(
+    "pipeline_otlp_writer_rejected_records",
+    "Records that it refused in partial_success, which are given up.",
+    ["signal"],
+)  # fmt: skip
+
 AGENT_READ = Counter("pipeline_agent_read_records", "Records that an agent was given.", ["agent"])
 AGENT_EMITTED = Counter("pipeline_agent_emitted_records", "Records that it published.", ["agent", "topic"])
 AGENT_DROPPED = Counter("pipeline_agent_dropped_records", "Records that it dropped.", ["agent", "reason"])

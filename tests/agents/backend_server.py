@@ -1,0 +1,112 @@
+"""A back end that answers as a script says, over HTTP or gRPC, and keeps what it took."""
+
+import gzip
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any as Packed
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+
+TAKEN = ExportLogsServiceResponse().SerializeToString()
+
+
+class Asked(NamedTuple):
+    headers: dict[str, str]
+    bodies: list[str]
+
+
+class Say(NamedTuple):
+    """One answer: an HTTP status or gRPC code by number, headers (or RetryInfo's seconds), and a body."""
+
+    status: int = 0  # the protocol's own for success
+    retry_s: float | None = None
+    body: bytes = TAKEN
+
+
+def partly(rejected: int, why: str) -> Say:
+    made = ExportLogsServiceResponse()
+    made.partial_success.rejected_log_records, made.partial_success.error_message = rejected, why
+    return Say(body=made.SerializeToString())
+
+
+class Server:
+    """Answers by the script, then that all was taken."""
+
+    def __init__(self, protocol: str, script: Sequence[Say] = ()) -> None:
+        self.asked: list[Asked] = []
+        self._script = list(script)
+        self._lock = threading.Lock()
+        self.port, self.stop = {"http": self._http, "grpc": self._grpc}[protocol]()
+
+    def _answer(self, headers: dict[str, str], body: bytes) -> Say:
+        request = ExportLogsServiceRequest.FromString(body)
+        bodies = [
+            record.body.string_value
+            for resource in request.resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
+        with self._lock:
+            self.asked.append(Asked(headers, bodies))
+            return self._script.pop(0) if self._script else Say()
+
+    def _http(self) -> tuple[int, Callable[[], None]]:
+        answer = self._answer
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                headers = {key.lower(): value for key, value in self.headers.items()}
+                body = self.rfile.read(int(headers["content-length"]))
+                plain = gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
+                say = answer({**headers, "path": self.path}, plain)
+                self.send_response(say.status or 200)
+                if say.retry_s is not None:
+                    self.send_header("Retry-After", f"{say.retry_s:.0f}")
+                self.send_header("Content-Type", "application/x-protobuf")
+                self.send_header("Content-Length", str(len(say.body)))
+                self.end_headers()
+                self.wfile.write(say.body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+
+        return server.server_port, stop
+
+    def _grpc(self) -> tuple[int, Callable[[], None]]:
+        def export(request: bytes, context: Any) -> bytes:
+            say = self._answer(dict(context.invocation_metadata()), request)
+            if say.status:
+                status = Status(code=say.status, message="as the script says")
+                if say.retry_s is not None:
+                    info = RetryInfo()
+                    info.retry_delay.FromNanoseconds(int(say.retry_s * 1e9))
+                    packed = Packed()
+                    packed.Pack(info)
+                    status.details.append(packed)
+                context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+                code = next(each for each in grpc.StatusCode if each.value[0] == say.status)
+                context.abort(code, "as the script says")
+            return say.body
+
+        server = grpc.server(ThreadPoolExecutor(2))
+        method = grpc.unary_unary_rpc_method_handler(export)
+        service = "opentelemetry.proto.collector.logs.v1.LogsService"
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": method}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        return port, lambda: server.stop(0).wait()

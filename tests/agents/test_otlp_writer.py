@@ -1,0 +1,188 @@
+"""otlp_writer against a back end that answers by a script, and records through it and back."""
+
+import asyncio
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from pipeline import otlp
+from pipeline.agents.otlp_writer import OtlpWriter
+from pipeline.backend import backend, parsed
+from pipeline.delivery import Delivery, Message
+from pipeline.errors import Misconfigured, Rejected, Unavailable
+from pipeline.otlp.export import export_request
+from pipeline.record.layout import layout
+from pipeline.record.records import TYPES, read
+from pipeline.settings import OtlpWriterSettings
+from pipeline.telemetry import metrics
+from tests.agents.backend_server import Say, Server, partly
+from tests.agents.builtin.run import of_request
+from tests.otlp.requests import logs, traces
+from tests.otlp.requests import metrics as metrics_request
+
+PROTOCOLS = ("http", "grpc")
+BUSY = {"http": 429, "grpc": 8}
+AWAY = {"http": 503, "grpc": 14}
+BROKEN = {"http": 500, "grpc": 13}
+DENIED = {"http": 401, "grpc": 16}
+BAD = {"http": 400, "grpc": 3}
+
+
+class Letters:
+    def __init__(self) -> None:
+        self.put_: list[tuple[Message, str]] = []
+
+    async def put(self, message: Message, reason: Rejected) -> None:
+        self.put_.append((message, str(reason)))
+
+
+def messages(count: int) -> list[Message]:
+    return [of_request("logs", logs(f"{n}"))._replace(offset=n) for n in range(count)]
+
+
+def writer(server: Server, protocol: Any, **own: Any) -> OtlpWriter:
+    settings = OtlpWriterSettings(endpoint=f"http://127.0.0.1:{server.port}", protocol=protocol, **own)
+    return OtlpWriter(settings, "logs", backend(settings))
+
+
+def delivered(to: OtlpWriter, batch: Sequence[Message]) -> Letters:
+    letters = Letters()
+
+    async def soon(_: float) -> None:
+        return None
+
+    asyncio.run(Delivery(to, letters, sleep=soon).deliver(batch))
+    return letters
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_is_busy_away_or_broken_gets_everything_later(protocol: str) -> None:
+    """429 and 5xx are tried again, and so are refused credentials; each record arrives, and none is dead-lettered."""
+    script = [Say(status[protocol], retry_s=0) for status in (BUSY, AWAY, BROKEN, DENIED)]
+    server = Server(protocol, script)
+    try:
+        letters = delivered(writer(server, protocol), messages(3))
+    finally:
+        server.stop()
+    assert [asked.bodies for asked in server.asked] == [["0", "1", "2"]] * 5
+    assert letters.put_ == []
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_time_that_a_back_end_asks_for_is_waited(protocol: str) -> None:
+    """RetryInfo and Retry-After, before the same request goes again."""
+    server = Server(protocol, [Say(BUSY[protocol], retry_s=1)])
+    try:
+        to = writer(server, protocol)
+        with pytest.raises(Unavailable, match=r"answered (429|RESOURCE_EXHAUSTED)"):
+            to.write(messages(1))
+        began = time.monotonic()
+        assert to.write(messages(1)) == 1
+        assert time.monotonic() - began > 0.9
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_was_taken_of_a_batch_is_not_sent_again(protocol: str) -> None:
+    """A batch of several requests goes on where it stopped; one that comes again from Kafka is sent again."""
+    server = Server(protocol, [Say(), Say(AWAY[protocol])])
+    try:
+        to = writer(server, protocol, request_records=2)
+        batch = messages(5)
+        delivered(to, batch)
+        assert [asked.bodies for asked in server.asked] == [["0", "1"], ["2", "3"], ["2", "3"], ["4"]]
+        delivered(to, batch)
+        assert len(server.asked) == 7
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_partial_success_is_counted_and_not_sent_again(protocol: str) -> None:
+    """What the back end refused of a request is given up, as the protocol says."""
+    server = Server(protocol, [partly(2, "two are too old")])
+    counted = metrics.OTLP_REJECTED.labels("logs")._value, metrics.OTLP_SENT.labels("logs")._value
+    before = [each.get() for each in counted]
+    try:
+        letters = delivered(writer(server, protocol), messages(5))
+    finally:
+        server.stop()
+    assert [each.get() - was for each, was in zip(counted, before, strict=True)] == [2, 3]
+    assert (len(server.asked), letters.put_) == (1, [])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_refusal_for_good_is_dead_lettered_alone(protocol: str) -> None:
+    """The batch is halved until the message is alone; its neighbours arrive once, and the reason says who refused it."""
+    bad = Say(BAD[protocol], body=b"no such field")
+    server = Server(protocol, [bad, bad, bad])  # of 0-3, of 0-1, of 0
+    try:
+        letters = delivered(writer(server, protocol), messages(4))
+    finally:
+        server.stop()
+    [(message, reason)] = letters.put_
+    assert message.offset == 0
+    assert "The back end at" in reason
+    taken = [body for asked in server.asked[3:] for body in asked.bodies]
+    assert sorted(taken) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_back_end_that_does_not_answer_is_away(protocol: str) -> None:
+    """A port on which nobody listens is Unavailable, told with its address and without the secrets."""
+    server = Server(protocol)
+    server.stop()
+    to = writer(server, protocol, headers=SecretStr("api-key=hunter2"), timeout_s=2)
+    with pytest.raises(Unavailable, match=str(server.port)) as caught:
+        to.write(messages(1))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_headers_come_from_secrets(protocol: str, compression: str, tmp_path: pathlib.Path) -> None:
+    """From the settings and a file, percent-decoded; they are sent and shown nowhere."""
+    file = tmp_path / "headers"
+    file.write_text("x-team=pay%20ments\napi-key=fromfile\n")
+    server = Server(protocol)
+    try:
+        own = {"headers": SecretStr("api-key=hunter2,x-org=a"), "headers_file": file, "compression": compression}
+        to = writer(server, protocol, **own)
+        to.write(messages(2))
+    finally:
+        server.stop()
+    [asked] = server.asked
+    assert {name: asked.headers[name] for name in ("x-team", "api-key", "x-org")} == {
+        "x-team": "pay ments", "api-key": "fromfile", "x-org": "a"
+    }  # fmt: skip
+    assert "hunter2" not in repr(to._settings)
+
+
+def test_bad_settings_are_told_all_at_once_without_their_values() -> None:
+    """The endpoint and the headers; a header's value is in no sentence."""
+    with pytest.raises(Misconfigured) as caught:
+        backend(OtlpWriterSettings(headers=SecretStr("a=1,hunter2"), headers_file=pathlib.Path("/no/such")))
+    assert [problem.split()[0] for problem in caught.value.problems] == ["otlp_writer.endpoint", "otlp_writer.headers:"]
+    assert "hunter2" not in str(caught.value)
+    assert parsed("a=b%2Cc, D=e=f", "here") == {"a": "b,c", "d": "e=f"}
+
+
+@pytest.mark.parametrize(
+    ("signal", "request_"), [("logs", logs("x", "twin", "twin")), ("metrics", metrics_request()), ("traces", traces())]
+)
+def test_another_gateway_gives_what_is_sent_on_the_same_ids(signal: Any, request_: Any) -> None:
+    """Records that were flattened, sent on and flattened again are the same; of a redelivered twin one is sent."""
+    received = 1_795_000_000 * 10**9
+    first = of_request(signal, request_, received)
+    laid = layout(first.headers["schema"].decode())
+    records = [read(raw, laid, TYPES[signal]) for raw in laid.records(first.value)]
+    again = export_request(signal, [*records, *records])
+    origin = otlp.Origin("shop", "eu", received)
+    [group] = otlp.encode(signal, again.SerializeToString(), origin, partitions=1).groups
+    assert {raw.whole for raw in laid.records(group.value)} == {raw.whole for raw in laid.records(first.value)}
+    assert group.records == len(records)
