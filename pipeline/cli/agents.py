@@ -215,6 +215,22 @@ def graph(
         print(line)
 
 
+@app.command("show")
+def show(
+    name: Annotated[str | None, typer.Argument(help="A built-in agent; default: all their names.")] = None,
+) -> None:
+    """Print the page of a built-in agent: what it does, reads, writes and can be set."""
+    from pipeline.agents import builtin
+
+    if name is None:
+        for each in builtin.names():
+            print(f"{each:16}{builtin.page(each).splitlines()[0]}")
+    elif name in builtin.names():
+        print(builtin.page(name))
+    else:
+        raise Misconfigured(f"There is no built-in agent {name!r}; there are {', '.join(builtin.names())}.")
+
+
 @app.command("gaps")
 def gaps(agents: Ours = None, as_json: AsJson = False) -> None:
     """Print what Kafka removed before the writers, and these agents, read it; exit 1 where that is something."""

@@ -16,6 +16,7 @@ from contextlib import closing
 import psutil
 
 from pipeline import otlp
+from pipeline.agents import builtin
 from pipeline.agents.isolated import Isolated
 from pipeline.agents.load import load, settings_of
 from pipeline.delivery import Message
@@ -59,7 +60,11 @@ def run(home: pathlib.Path, *, as_json: bool) -> int:
     """Measure and print; 1 where a floor is missed."""
     home.mkdir(parents=True, exist_ok=True)
     (home / "bench_agents.py").write_text(CODE)
-    found = list(measure(home / "bench_agents.py"))
+    table = home / "services.csv"
+    table.write_text("service,team\n" + "".join(f"service-{n:02d},payments\n" for n in range(20)))
+    own = {f"enrich_{signal}": {"table": str(table)} for signal in TOPICS}
+    files = [home / "bench_agents.py", *map(pathlib.Path, builtin.names())]
+    found = list(measure(files, Settings(agents=own)))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -67,11 +72,11 @@ def run(home: pathlib.Path, *, as_json: bool) -> int:
     return int(any(row["verdict"] == "missed" for row in found))
 
 
-def measure(file: pathlib.Path) -> Iterator[Row]:
-    """A row for each agent of the file that reads logs."""
-    settings = Settings()
-    given = message("logs")
-    for agent in load([file]).agents.values():
+def measure(files: list[pathlib.Path], settings: Settings) -> Iterator[Row]:
+    """A row for each agent of the files; each reads a topic of the gateway's."""
+    messages = {f"{signal}_raw": message(signal) for signal in TOPICS}
+    for agent in load(files).agents.values():
+        given = messages[agent.reads]
         own, _ = settings_of(agent, settings)
         with closing(Isolated(agent, own, settings, TOPICS)) as isolated:
             for _ in range(3):
