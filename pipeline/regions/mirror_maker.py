@@ -17,6 +17,7 @@ GROUPS = ("ch_writer", "pg_writer")
 HEARTBEAT_S = 5
 IMAGE = "apache/kafka:4.3.0"
 REST_PORT = 8083
+REBALANCE_DELAY_MS = 5000
 LARGEST_BYTES = 32 * 1024 * 1024  # unpacked; the producer's whole buffer
 
 
@@ -185,6 +186,10 @@ def _target(region: Region, target: str) -> Iterator[Entry]:
         LARGEST_BYTES,
         "Counted unpacked: at its default of 1 MiB one message that packs well would stop the link for good.",
     )
+    yield Entry(
+        f"{target}.scheduled.rebalance.max.delay.ms", REBALANCE_DELAY_MS,
+        "The tasks of a worker that was killed wait five minutes by default, for it to come back.",
+    )  # fmt: skip
     for number, topic in enumerate(("offset.storage", "config.storage", "status.storage")):
         reason = f"MirrorMaker's own topics have as many copies as {target} keeps." if not number else ""
         yield Entry(f"{target}.{topic}.replication.factor", region.replication_factor, reason)
@@ -241,6 +246,7 @@ def _heartbeats(topology: Topology, links: Sequence[Link], target: str) -> Itera
         # a worker of its own, whose topics lie in the source
         for topic in ("offset.storage", "config.storage", "status.storage"):
             yield Entry(f"{there}.{topic}.replication.factor", replicas)
+        yield Entry(f"{there}.scheduled.rebalance.max.delay.ms", REBALANCE_DELAY_MS)
     clusters = _clusters(links, target)
     pairs = [(one, other) for one in clusters for other in clusters if one != other]
     idle = [pair for pair in pairs if pair not in linked and pair not in back]

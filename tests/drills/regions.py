@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import psutil
 
+from pipeline import topics
 from pipeline.local import Regions
 from pipeline.local.stack import MIRROR_MAKER
 from pipeline.regions import Topology, status
@@ -152,7 +153,9 @@ def _back(context: Context, regions: Regions, settings: dict[str, Settings], fir
     eu, central = regions.stacks["eu"], regions.stacks["central"]
     eu.stop(["pg_writer", "ch_writer"])
     shutil.rmtree(settings["eu"].local.home / "kafka")
-    eu.up()
+    eu.start(["kafka"])
+    topics.apply_all(settings["eu"])
+    eu.start(["gateway", "pg_writer", "ch_writer"])
     load = Load({"eu": settings["eu"]}, first)
     load.start()
     central.stop([MIRROR_MAKER])
