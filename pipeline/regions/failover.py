@@ -336,7 +336,7 @@ class Failback(_Pair):
         """Remove the positions, so that MirrorMaker begins at the first message: it would skip, without a word, what a
         new cluster holds before them."""
         topic = links.offsets_topic(self.link.source)
-        kept = links.keys(self.target, self.link.source, self.positions())
+        kept = links.keys(self.target, self.link.source, [*self.positions(), links.HEARTBEATS])
         publisher = Publisher(self.target_kafka, [topic], within_s=WITHIN_S)
         try:
             for partition, key in kept.values():

@@ -16,6 +16,7 @@ from pipeline.kafka.reader import Message, Range, Reader
 CONNECTOR = "MirrorSourceConnector"
 RECENT = 500  # offsets of a partition: where MirrorMaker stands is written again and again
 Partition = tuple[str, int]  # by the name at the source
+HEARTBEATS: Partition = ("heartbeats", 0)
 
 
 class Checkpoint(NamedTuple):
