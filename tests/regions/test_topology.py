@@ -1,16 +1,19 @@
 """What a topology may say, and what MirrorMaker 2 is told."""
 
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 
 from pipeline import regions, topics
 from pipeline.errors import Misconfigured
 from pipeline.regions import check, topology
 from pipeline.settings import ROOT, Settings
+from pipeline.telemetry import metrics  # noqa: F401 - fills the registry
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 Change = Callable[[Any], None]
@@ -142,3 +145,11 @@ def test_mirrored_topics_are_declared_like_their_origin_with_the_targets_copies(
     assert found["eu.logs_raw"].partitions == declared["logs_raw"].partitions
     assert {"eu.logs_raw_dlq", "us.metrics_raw_dlq"} <= found.keys()
     assert not any(name.startswith("central.") for name in found)
+
+
+def test_alerts_ask_for_metrics_that_there_are() -> None:
+    """Every metric in the rules for Prometheus is in the catalogue."""
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "regions.rules.yaml").read_text())["groups"]
+    asked = {name for group in groups for rule in group["rules"] for name in re.findall(r"pipeline_\w+", rule["expr"])}
+    assert len(asked) >= 4
+    assert asked <= {metric.name for metric in REGISTRY.collect()}
