@@ -9,6 +9,7 @@ import ipaddress
 import json
 import os
 import pathlib
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -29,6 +30,7 @@ Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]  # a dot would
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Environment = Literal["local", "production"]
+SANDBOX = r"sandbox_[a-z][a-z0-9]{0,31}"  # no name of production's begins so
 
 
 class Part(BaseModel):
@@ -47,6 +49,7 @@ class KafkaSettings(Part):
     ssl_ca_file: pathlib.Path | None = None  # default: the system's
     ssl_certificate_file: pathlib.Path | None = None  # with its key: our own, where brokers ask for one
     ssl_key_file: pathlib.Path | None = None
+    prefix: Annotated[str, Field(pattern=rf"^({SANDBOX}_)?$")] = ""  # a sandbox's, set by `pipeline replay`
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -55,6 +58,10 @@ class KafkaSettings(Part):
         if (self.ssl_certificate_file is None) != (self.ssl_key_file is None):
             raise ValueError("ssl_certificate_file and ssl_key_file come together")
         return self
+
+    def named(self, name: str) -> str:
+        """A topic or group as the cluster knows it: whatever is read or written, in a sandbox it begins so."""
+        return name if name.startswith(self.prefix) else self.prefix + name
 
 
 class PostgresSettings(Part):
@@ -194,6 +201,22 @@ class QuerySettings(Part):
     max_questions: Positive = 16  # at a time; more are told to come again
 
 
+class ReplaySettings(Part):
+    """Sandboxes: where their plans and logs lie, who they are in Kafka and ClickHouse, and how much they may.
+
+    `kafka_servers` is where a sandbox logs in by SCRAM-SHA-512, as a principal that ACLs keep to its prefix.
+    Empty: it is whoever `kafka` says. `clickhouse_user` may write to databases `sandbox_*` and nowhere else.
+    """
+
+    directory: pathlib.Path = ROOT / ".local" / "replay"
+    kafka_servers: str = "127.0.0.1:9094"
+    clickhouse_user: str = "sandbox"
+    clickhouse_password: SecretStr = SecretStr("")
+    max_records_per_s: Positive = 200_000
+    max_bytes: Positive = 100 * GIB  # of one sandbox's messages, compressed
+    lifetime_hours: Positive = 72  # then `pipeline maintain` drops it
+
+
 class WriterSettings(Part):
     """A writer; worker n serves /livez, /readyz and /metrics on loopback at `health_port` + n."""
 
@@ -286,9 +309,20 @@ class Settings(BaseSettings):
     pg_writer: WriterSettings = WriterSettings(health_port=9110, batch_bytes=16 * MIB)  # 40,000 points
     ch_writer: WriterSettings = WriterSettings(health_port=9210, batch_bytes=24 * MIB)  # 50,000 log records
     otlp_writer: OtlpWriterSettings = OtlpWriterSettings()
+    replay: ReplaySettings = ReplaySettings()
     routes: RoutesSettings = RoutesSettings()
     agents: dict[str, dict[str, Any]] = {}  # by the agent's name: its own settings, and those of AgentSettings
     local: LocalSettings = LocalSettings()
+
+    @model_validator(mode="after")
+    def _a_sandbox_writes_to_itself(self) -> Self:
+        sandbox = self.kafka.prefix.removesuffix("_")
+        user = re.search(r"(?:^|\s)user=(\S+)", self.postgres.dsn.get_secret_value())
+        if sandbox and not (self.clickhouse.database == sandbox and user is not None and user[1] == sandbox):
+            raise ValueError(
+                f"kafka.prefix is {sandbox}'s: clickhouse.database and the user of postgres.dsn must be too"
+            )
+        return self
 
     def here_and_mirrored(self, topic: str) -> tuple[str, ...]:
         """The topic of this region, then what MirrorMaker names those of the others."""

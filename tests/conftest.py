@@ -27,6 +27,7 @@ from pipeline.settings import (
     LocalSettings,
     PostgresSettings,
     RegistrySettings,
+    ReplaySettings,
     Settings,
     SpoolSettings,
 )
@@ -58,13 +59,14 @@ def free_ports(count: int) -> list[int]:
 
 def settings_on_free_ports(home: pathlib.Path) -> Settings:
     """Settings of a stack of its own below `home`; what was fetched is shared."""
-    kafka, postgres, clickhouse, http, grpc, registry, pg_health, ch_health = free_ports(8)
+    kafka, sandboxes, postgres, clickhouse, http, grpc, registry, pg_health, ch_health = free_ports(9)
     defaults = Settings()
     return Settings(
         kafka=KafkaSettings(bootstrap_servers=f"127.0.0.1:{kafka}"),
         postgres=PostgresSettings(dsn=f"host=127.0.0.1 port={postgres} user=pipeline dbname=pipeline"),
         clickhouse=ClickHouseSettings(url=f"http://127.0.0.1:{clickhouse}"),
         registry=RegistrySettings(port=registry),
+        replay=ReplaySettings(directory=home / "replay", kafka_servers=f"127.0.0.1:{sandboxes}"),
         gateway=GatewaySettings(http_port=http, grpc_port=grpc),
         spool=SpoolSettings(directory=home / "spool", min_free_bytes=0),
         pg_writer=defaults.pg_writer.model_copy(update={"health_port": pg_health}),

@@ -72,11 +72,13 @@ def find(writer: str, read: Sequence[str], settings: Settings) -> list[Gap]:
     Raises Misconfigured where a topic is missing, Unavailable where Kafka is away.
     """
     reader = Reader(settings.kafka)
-    missing = sorted(set(read) - reader.topics().keys())
+    topics_read = [settings.kafka.named(topic) for topic in read]
+    missing = sorted(set(topics_read) - reader.topics().keys())
     if missing:
         raise Misconfigured(f"Topics missing in Kafka: {', '.join(missing)}; run `pipeline topics apply`.")
-    retained = reader.retained(read)
-    committed = Groups(settings.kafka).committed(writer, [(each.topic, each.partition) for each in retained])
+    retained = reader.retained(topics_read)
+    group = settings.kafka.named(writer)
+    committed = Groups(settings.kafka).committed(group, [(each.topic, each.partition) for each in retained])
     return _gaps(writer, {place: each.offset for place, each in committed.items()}, retained, reader)
 
 

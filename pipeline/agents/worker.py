@@ -93,17 +93,19 @@ def _consume(
     writes: Sequence[str] = (),
 ) -> int:
     _give_memory_back()
+    named = settings.kafka.named
+    writers = {named(topic): writer for topic, writer in writers.items()}
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         wait=tenacity.wait_random_exponential(max=5),
         before_sleep=lambda state: log.warning("waiting for Kafka", attempt=state.attempt_number),
     ):
         with attempt:
-            _demand_topics(settings, [*writers, *writes])
+            _demand_topics(settings, [*writers, *map(named, writes)])
             limit = _limit(own, settings, list(writers))
     mode.loop.use("uvloop")  # saves a quarter of the CPU
     with tempfile.TemporaryDirectory(prefix=f"pipeline-{process.name}-") as unused:
-        app = _application(settings, (process.name, len(writers)), unused)
+        app = _application(settings, (named(process.name), len(writers)), unused)
         _Agents(app, own, settings, process.in_flight).subscribe(writers, process.health_port, limit)
         worker = faust.Worker(
             app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True, stdout=sys.stderr

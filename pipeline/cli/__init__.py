@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__, errors, native, settings
-from pipeline.cli import agents, audit, dlq, local, maintain, migrate, processes, regions, registry, schemas, topics
+from pipeline.cli import (
+    agents,
+    audit,
+    dlq,
+    local,
+    maintain,
+    migrate,
+    processes,
+    regions,
+    registry,
+    replay,
+    schemas,
+    topics,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -44,6 +57,7 @@ app.add_typer(registry.app, name="registry")
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(maintain.app, name="maintain")
 app.add_typer(regions.app, name="regions")
+app.add_typer(replay.app, name="replay")
 
 
 def main() -> None:

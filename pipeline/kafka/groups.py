@@ -94,6 +94,22 @@ class Groups:
 
         self._patiently(ask, f"move the offsets of group {group}", NOT_YET | STILL_THERE)
 
+    def names(self, prefix: str) -> list[str]:
+        """The groups whose names begin so, sorted."""
+        found = self._patiently(
+            lambda: self._client.list_consumer_groups(request_timeout=TIMEOUT_S).result(), "list the groups", NOT_YET
+        )
+        return sorted(group.group_id for group in found.valid if group.group_id.startswith(prefix))
+
+    def delete(self, group: str) -> None:
+        """Forget a group, which must have no members; those that just died are waited for."""
+
+        def ask() -> None:
+            [future] = self._client.delete_consumer_groups([group], request_timeout=TIMEOUT_S).values()
+            future.result()
+
+        self._patiently(ask, f"delete group {group}", NOT_YET | STILL_THERE)
+
     def _patiently(self, ask: Callable[[], Answer], what: str, passing: frozenset[int]) -> Answer:
         """Ask again while Kafka answers one of `passing`, 20 s at most."""
         deadline = time.monotonic() + PATIENCE_S

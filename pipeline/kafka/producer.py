@@ -45,6 +45,7 @@ class Outgoing(NamedTuple):
     timestamp_ms: int
     headers: Headers
     value: bytes
+    key: bytes | None = None
 
 
 class Outbox:
@@ -68,12 +69,13 @@ class Outbox:
 
         try:
             producer = self._producer = self._producer or Producer(_configuration(self._settings, OUTBOX_WITHIN_S))
-            for topic, partition, timestamp_ms, headers, value in messages:
+            for name, partition, timestamp_ms, headers, value, key in messages:
+                topic = self._settings.named(name)
                 where = partition % self._count(producer, topic)
                 while True:
                     try:
                         producer.produce(
-                            topic, value=value, partition=where, headers=[*headers], timestamp=timestamp_ms,
+                            topic, value=value, key=key, partition=where, headers=[*headers], timestamp=timestamp_ms,
                             on_delivery=on_delivery,
                         )  # fmt: skip
                         break
@@ -105,7 +107,8 @@ class Publisher:
     """
 
     def __init__(self, settings: KafkaSettings, topics: Sequence[str], *, within_s: float) -> None:
-        self._topics = topics
+        self._named = settings.named
+        self._topics = [*map(self._named, topics)]
         self._bootstrap = settings.bootstrap_servers
         self._partitions: dict[str, int] = {}
         self._away: str | None = f"no word yet from Kafka at {self._bootstrap}"
@@ -129,7 +132,7 @@ class Publisher:
 
     def partitions(self, topic: str) -> int:
         """How many the topic has; raise Unavailable while that is not known."""
-        count = self._partitions.get(topic)
+        count = self._partitions.get(self._named(topic))
         if count is None:
             raise Unavailable(self._away or f"The topic {topic} is not known yet.")
         return count
@@ -156,7 +159,7 @@ class Publisher:
             self._loop.call_soon_threadsafe(_settle, acknowledged, result)
 
         try:
-            self._producer.produce(topic, **message, on_delivery=on_delivery)
+            self._producer.produce(self._named(topic), **message, on_delivery=on_delivery)
         except BufferError:
             acknowledged.set_result(Unavailable("The queue to Kafka is full."))
         except KafkaException as error:

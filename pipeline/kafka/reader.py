@@ -52,7 +52,7 @@ class Message(NamedTuple):
     headers: dict[str, bytes]
     value: bytes
     pairs: tuple[tuple[str, bytes | None], ...] = ()
-    key: bytes = b""
+    key: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,5 +244,5 @@ def _message(fetched: Fetched) -> Message:
         headers=dict(pairs),  # type: ignore[arg-type]
         value=fetched.value() or b"",
         pairs=pairs,
-        key=fetched.key() or b"",
+        key=fetched.key(),
     )

@@ -22,28 +22,30 @@ from confluent_kafka.admin import AdminClient
 from pipeline.errors import Misconfigured
 from pipeline.local import parts
 from pipeline.local.processes import Process, group_of
-from pipeline.settings import ClickHouseSettings, KafkaSettings, LocalSettings, PostgresSettings
+from pipeline.settings import ClickHouseSettings, LocalSettings, PostgresSettings, Settings
 
 Tell = Callable[[str], None]
 ORDINARY_USER = "nobody"  # runs PostgreSQL where we are root, which it refuses
 JVM = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # a fast start and a small heap, on a shared machine
 
 
-def kafka(settings: KafkaSettings, local: LocalSettings, tell: Tell) -> Process:
-    """One KRaft broker at settings.bootstrap_servers, its controller one port higher."""
-    port, controller = kafka_ports(settings)
+def kafka(settings: Settings, tell: Tell) -> Process:
+    """One KRaft broker at kafka.bootstrap_servers, its controller one port higher; sandboxes log in at
+    replay.kafka_servers."""
+    port, controller, sandboxes = kafka_ports(settings)
+    local = settings.local
     jars, home = parts.kafka_jars(local.parts, tell), local.home / "kafka"
     config = home / "server.properties"
     java = ["java", *JVM, f"-Dlog4j2.configurationFile={parts.DEPLOY / 'kafka' / 'log4j2.yaml'}", "-cp", f"{jars}/*"]
     home.mkdir(parents=True, exist_ok=True)
     template = (parts.DEPLOY / "kafka" / "server.properties").read_text()
-    config.write_text(template.format(port=port, controller=controller, data=home / "data"))
+    config.write_text(template.format(port=port, controller=controller, sandboxes=sandboxes, data=home / "data"))
     if not (home / "data" / "meta.properties").exists():
         # A first byte of 0, since an id that begins with "-" is taken for an option.
         cluster = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         format_storage = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
         subprocess.run(format_storage, check=True, stdout=subprocess.DEVNULL)
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers, "log_level": 0})
 
     def ready() -> None:
         if not admin.list_topics(timeout=1).brokers:
@@ -52,10 +54,12 @@ def kafka(settings: KafkaSettings, local: LocalSettings, tell: Tell) -> Process:
     return Process("kafka", [*java, "kafka.Kafka", str(config)], ready)
 
 
-def kafka_ports(settings: KafkaSettings) -> tuple[int, int]:
-    """The broker's port, and its controller's one higher."""
-    port = int(settings.bootstrap_servers.rpartition(":")[2])
-    return port, port + 1
+def kafka_ports(settings: Settings) -> tuple[int, int, int]:
+    """The broker's port, its controller's one higher, and the one at which sandboxes log in."""
+    if not settings.replay.kafka_servers:
+        raise Misconfigured("The local Kafka serves sandboxes at replay.kafka_servers: name a port there.")
+    port = int(settings.kafka.bootstrap_servers.rpartition(":")[2])
+    return port, port + 1, int(settings.replay.kafka_servers.rpartition(":")[2])
 
 
 def mirror_maker(properties: str, local: LocalSettings, tell: Tell) -> Process:
@@ -148,8 +152,9 @@ def clickhouse(settings: ClickHouseSettings, local: LocalSettings) -> Process:
     """A server at settings.url, with settings.database made."""
     home = local.home / "clickhouse"
     home.mkdir(parents=True, exist_ok=True)
-    config = (parts.DEPLOY / "clickhouse.xml").read_text()
+    config = (parts.DEPLOY / "clickhouse" / "config.xml").read_text()
     (home / "config.xml").write_text(config.format(port=clickhouse_port(settings)))
+    shutil.copy(parts.DEPLOY / "clickhouse" / "users.xml", home)
     make_database = (
         f"CREATE DATABASE IF NOT EXISTS {settings.database}"  # the setting's pattern leaves nothing to escape
     )

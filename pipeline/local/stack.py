@@ -204,7 +204,7 @@ class Stack:
         own = self._settings
         match name:
             case "kafka":
-                return servers.kafka(own.kafka, own.local, self._tell)
+                return servers.kafka(own, self._tell)
             case "postgres":
                 return servers.postgres(own.postgres, own.local, self._tell)
             case "clickhouse":
@@ -230,7 +230,7 @@ class Stack:
         own = self._settings
         match name:
             case "kafka":
-                return [*servers.kafka_ports(own.kafka)]
+                return [*servers.kafka_ports(own)]
             case "postgres":
                 return [servers.postgres_port(own.postgres)]
             case "clickhouse":

@@ -1,0 +1,124 @@
+"""What of the pipeline a replay changes: its settings, its agents, or all of its code."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from pipeline.errors import Misconfigured
+from pipeline.replay.described import Described, describe
+from pipeline.replay.folder import Folder, Way
+from pipeline.settings import PREFIX, ROOT, RoutesSettings, Settings, as_environment
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The sandbox's settings, the folder whose code runs, its migrations, and the agents between topics and writers."""
+
+    settings: Settings
+    code: pathlib.Path
+    migrations: pathlib.Path
+    agents: Mapping[str, Described] = field(default_factory=dict)
+
+
+def changed(folder: Folder, live: Settings, way: Way) -> Changed:
+    """Raises Misconfigured with every problem of what `way` names."""
+    base = _base(way.settings, live)
+    code = _worktree(folder.path / "code", way.against) if way.against else ROOT
+    sandbox = folder.plan.sandbox
+    found: dict[str, Described] = {}
+    if way.agents is not None:
+        env = environment(sandbox.settings(base, live, folder.secret), code)
+        found = describe(way.agents, env, code)
+        base = base.model_copy(update={"routes": _routes(base, found)})
+    own = sandbox.settings(_with_ports(base, list(found)), live, folder.secret)
+    return Changed(own, code, code / "migrations", found)
+
+
+def environment(own: Settings, code: pathlib.Path) -> dict[str, str]:
+    """Of the sandbox's processes: nothing of ours but the sandbox's settings."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    return {**inherited, **as_environment(own), "PYTHONPATH": str(code)}
+
+
+def _base(file: pathlib.Path | None, live: Settings) -> Settings:
+    if file is None:
+        return live
+    try:
+        said = tomllib.loads(file.read_text())
+        unknown = sorted(said.keys() - Settings.model_fields.keys())
+        if unknown:
+            raise Misconfigured([f"{file}: {name} is no setting." for name in unknown])
+        parts = {name: _part(live, name, value) for name, value in said.items()}
+        return live.model_copy(update=parts)
+    except FileNotFoundError:
+        raise Misconfigured(f"--settings: {file} is not there.") from None
+    except ValidationError as invalid:
+        raise Misconfigured(
+            [f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in invalid.errors(include_input=False)]
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise Misconfigured(f"--settings: {file} is no TOML: {error}.") from None
+
+
+def _part(live: Settings, name: str, value: object) -> object:
+    """A part of live's settings with what the file says laid over it, checked."""
+    now = getattr(live, name)
+    if isinstance(value, dict) and not isinstance(now, dict):
+        return type(now)(**{**dict(now), **value})
+    return value
+
+
+def _routes(base: Settings, agents: Mapping[str, Described]) -> RoutesSettings:
+    """Writers store what the last agents make of a signal; what nobody touches they store as it is."""
+    written: dict[str, list[str]] = {}
+    read = {agent.reads for agent in agents.values()}
+    for agent in agents.values():
+        for signal, topic in agent.writes.items():
+            if topic not in read:
+                written.setdefault(signal, []).append(topic)
+    return base.routes.model_copy(update={signal: tuple(dict.fromkeys(found)) for signal, found in written.items()})
+
+
+def _with_ports(base: Settings, agents: Sequence[str]) -> Settings:
+    """Health is served where nobody listens: two sandboxes and live do not meet."""
+    ports = iter(_free_ports(2 + len(agents)))
+    own = {name: {**base.agents.get(name, {}), "health_port": next(ports)} for name in agents}
+    return base.model_copy(
+        update={
+            "pg_writer": base.pg_writer.model_copy(update={"health_port": next(ports), "workers": 1}),
+            "ch_writer": base.ch_writer.model_copy(update={"health_port": next(ports), "workers": 1}),
+            "agents": {**base.agents, **own},
+        }
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _worktree(into: pathlib.Path, against: str) -> pathlib.Path:
+    """The code of `git:<revision>`, beside the sandbox's files; it runs in this Python environment."""
+    kind, _, revision = against.partition(":")
+    if kind != "git" or not revision:
+        raise Misconfigured(f"--against: {against!r} names no code: write git:<revision>, such as git:HEAD~1.")
+    if not into.exists():
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(into), revision],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise Misconfigured(f"--against: git has no revision {revision!r}: {done.stderr.strip().splitlines()[-1]}.")
+    return into

@@ -1,0 +1,164 @@
+"""A sandbox on disk: its plan, how it is run, how far it is, logs; one process at a time works on it."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import Misconfigured
+from pipeline.replay.names import Sandbox
+from pipeline.replay.plan import Plan
+from pipeline.settings import Settings
+
+State = Literal["planned", "copying", "storing", "done", "dropping"]
+
+
+class Way(BaseModel):
+    """How a replay is run; a run that goes on takes the same. `settings`, `agents` and `against` are None for what live
+    has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: pathlib.Path | None = None
+    agents: pathlib.Path | None = None
+    against: str | None = None
+    records_per_s: int
+
+    def __str__(self) -> str:
+        changed = [("settings", self.settings), ("agents", self.agents), ("code", self.against)]
+        return ", ".join(f"{name} {value}" for name, value in changed if value is not None) or "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One sandbox's folder."""
+
+    path: pathlib.Path
+
+    @classmethod
+    def of(cls, name: str, live: Settings) -> "Folder":
+        """Raise Misconfigured where there is no sandbox of that name."""
+        found = cls(Sandbox.called(name).folder(live))
+        if not (found.path / "plan.json").exists():
+            known = [one.plan.name for one in every(live)]
+            raise Misconfigured(
+                f"There is no sandbox {name}; there {'are ' + ', '.join(known) if known else 'is none'}: "
+                "`pipeline replay plan` makes one."
+            )
+        return found
+
+    @classmethod
+    def made(cls, plan: Plan, live: Settings) -> "Folder":
+        """Keep a new plan. Raise Misconfigured where its name is in use."""
+        found = cls(plan.sandbox.folder(live))
+        found.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = found.path.with_name(f".{plan.sandbox.id}.{secrets.token_hex(4)}")  # appears in one piece
+        fresh.mkdir(mode=0o700)
+        (fresh / "plan.json").write_text(plan.model_dump_json(indent=2) + "\n")
+        (fresh / "secret").write_text(secrets.token_urlsafe(24))
+        (fresh / "secret").chmod(0o600)
+        try:
+            fresh.rename(found.path)
+        except OSError:
+            shutil.rmtree(fresh)
+            other = found.plan
+            raise Misconfigured(
+                f"The name {plan.name} is in use, by {other.name} of {other.created:%Y-%m-%d %H:%M}: choose another, "
+                f"or `pipeline replay drop {other.name}`."
+            ) from None
+        return found
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.parse((self.path / "plan.json").read_text(), str(self.path / "plan.json"))
+
+    @property
+    def secret(self) -> str:
+        return (self.path / "secret").read_text()
+
+    @property
+    def way(self) -> Way | None:
+        """None before the first run."""
+        with contextlib.suppress(FileNotFoundError):
+            return Way.model_validate_json((self.path / "way.json").read_text())
+        return None
+
+    def keep_way(self, way: Way) -> None:
+        """Raise Misconfigured where it has been run in another way: what is stored would be of both."""
+        before = self.way
+        if before is not None and before.model_copy(update={"records_per_s": way.records_per_s}) != way:
+            raise Misconfigured(
+                f"{self.plan.name} has been run with {before}, not with {way}: run it without options to go on, or "
+                "plan another sandbox for this."
+            )
+        _write(self.path / "way.json", way.model_dump_json(indent=2))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        with contextlib.suppress(FileNotFoundError):
+            found: dict[str, Any] = json.loads((self.path / "state.json").read_text())
+            return found
+        return {"state": "planned"}
+
+    def note(self, state: State, **more: Any) -> None:
+        _write(self.path / "state.json", json.dumps({**self.state, "state": state, **more}, indent=2))
+
+    @property
+    def paused(self) -> bool:
+        return (self.path / "paused").exists()
+
+    def pause(self) -> None:
+        (self.path / "paused").touch()
+
+    def unpause(self) -> None:
+        (self.path / "paused").unlink(missing_ok=True)
+
+    @property
+    def running(self) -> bool:
+        try:
+            with self.locked():
+                return False
+        except Misconfigured:
+            return True
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Raise Misconfigured where another process works on it; a killed one's lock is free."""
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Misconfigured(
+                    f"{self.plan.name} is running: stop that with Ctrl-C or `pipeline replay pause {self.plan.name}`."
+                ) from None
+            yield
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path)
+
+
+def every(live: Settings) -> list[Folder]:
+    """All sandboxes, the oldest first."""
+    found = [Folder(path.parent) for path in live.replay.directory.glob("[!.]*/plan.json")]
+    return sorted(found, key=lambda one: one.plan.created)
+
+
+def expired(live: Settings, now: datetime.datetime) -> list[Folder]:
+    """Those whose lifetime is over, and those half dropped, which nobody works on."""
+    return [
+        one for one in every(live) if (one.plan.expires <= now or one.state["state"] == "dropping") and not one.running
+    ]
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text + "\n")
+    fresh.replace(path)
