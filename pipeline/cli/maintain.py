@@ -1,15 +1,18 @@
 """`pipeline maintain`."""
 
 import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipeline import settings
 from pipeline.cli.common import AsJson, Yes, agreed, show_plan
 
+if TYPE_CHECKING:
+    from pipeline.replay.drop import Drop
+
 app = typer.Typer(
-    no_args_is_help=True, help="Upkeep of both stores by the settings: retention, tiers, partitions, rollups."
+    no_args_is_help=True, help="Upkeep by the settings: retention, tiers, partitions, rollups; and sandboxes."
 )
 
 Store = Annotated[Literal["postgres", "clickhouse"] | None, typer.Option(help="Only this store; default both.")]
@@ -20,7 +23,8 @@ def plan(store: Store = None, as_json: AsJson = False) -> None:
     """Print what `run` would do; exit 1 where that is something."""
     from pipeline import maintain
 
-    show_plan(maintain.plan(settings.load(), datetime.datetime.now(datetime.UTC), store), as_json)
+    loaded, now = settings.load(), datetime.datetime.now(datetime.UTC)
+    show_plan([*maintain.plan(loaded, now, store), *_sandboxes(loaded, now, store)], as_json)
 
 
 @app.command("run")
@@ -30,5 +34,15 @@ def run(store: Store = None, yes: Yes = False) -> None:
 
     loaded, now = settings.load(), datetime.datetime.now(datetime.UTC)
     planned = maintain.plan(loaded, now, store)
-    if agreed(planned, yes):
+    sandboxes = _sandboxes(loaded, now, store)
+    if agreed([*planned, *sandboxes], yes):
         maintain.run(planned, loaded, now)
+        for one in sandboxes:
+            one.carry_out()
+
+
+def _sandboxes(loaded: settings.Settings, now: datetime.datetime, store: Store) -> "list[Drop]":
+    """Those of `pipeline replay` whose lifetime is over; none where a store is named: they have a part in each."""
+    from pipeline.replay.drop import expired
+
+    return [] if store else expired(loaded, now)

@@ -171,8 +171,39 @@ def drop(name: Name, yes: Yes = False) -> None:
 
     live = settings.load()
     folder = Folder.of(name, live)
-    if agreed(dropping.lines(folder), yes):
-        dropping.drop(folder, live)
+    change = dropping.Drop(folder, live)
+    if agreed([change], yes):
+        change.carry_out()
+
+
+@app.command("into-live")
+def into_live(
+    name: Name,
+    rate: Rate = None,
+    approve: Annotated[str | None, typer.Option(help="The name once more, instead of being asked for it.")] = None,
+) -> None:
+    """Repair live's stores from Kafka: print the plan, let its name be typed, and write what they lack of it."""
+    from pipeline.replay import into_live as backfill
+    from pipeline.replay.folder import Folder
+
+    live = settings.load()
+    folder = Folder.of(name, live)
+    plan = folder.plan
+    print("\n".join(backfill.lines(plan, live)))
+    typed = approve or typer.prompt(f"This writes to live. Type {name} to do it", default="", show_default=False)
+    if typed != name:
+        raise Misconfigured(f"{typed!r} is not {name}: nothing was written.")
+    done = 0
+
+    with folder.locked(), _bars() as tell:
+
+        def progress(records: int, _: int) -> None:
+            nonlocal done
+            done += records
+            tell("written", done, plan.records)
+
+        backfill.fill(plan, live, _rate(rate, live.replay.max_records_per_s), progress)
+    print(f"{name}: {done:,} records were offered to live's stores.")
 
 
 def _run(folder: "Folder", live: settings.Settings, way: Any) -> None:

@@ -67,12 +67,12 @@ def keys(target: Reader, source: str, wanted: Iterable[Partition]) -> dict[Parti
     for message in target.read(target.retained([offsets_topic(source)])):
         place = _place(message, source)
         if place in places:
-            found[place] = message.partition, message.key
+            found[place] = message.partition, message.key or b""
     return found
 
 
 def _place(message: Message, source: str) -> Partition | None:
-    connector, place = json.loads(message.key)
+    connector, place = json.loads(message.key or b"")
     if connector != CONNECTOR or place.get("cluster") != source:
         return None
     return place["topic"], place["partition"]
@@ -86,12 +86,12 @@ def checkpoints(target: Reader, source: str) -> list[Checkpoint]:
     found: dict[bytes, Checkpoint] = {}
     for message in target.read(target.retained([topic])):
         if message.value:
-            found[message.key] = _checkpoint(message)
+            found[(message.key or b"")] = _checkpoint(message)
     return sorted(found.values())
 
 
 def _checkpoint(message: Message) -> Checkpoint:
-    group, rest = _string(message.key)
+    group, rest = _string(message.key or b"")
     topic, rest = _string(rest)
     upstream, offset = struct.unpack(">qq", message.value[2:18])
     return Checkpoint(group, topic, int.from_bytes(rest, "big"), upstream, offset, message.timestamp_ms)

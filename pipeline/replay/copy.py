@@ -71,7 +71,7 @@ class Copier:
         copied_bytes = 0
         for stage in _stages(slices):
             started, passed_records = time.monotonic(), 0
-            for batch, offsets in self._batches([each.range for each in stage]):
+            for batch, offsets in batches(self._reader, [each.range for each in stage]):
                 held = time.monotonic()
                 hold()
                 started += time.monotonic() - held
@@ -89,28 +89,11 @@ class Copier:
                 passed_records += records
                 time.sleep(max(0.0, started + passed_records / rate - time.monotonic()))
 
-    def _batches(self, ranges: Sequence[Range]) -> Iterator[tuple[list[Message], int]]:
-        batch: list[Message] = []
-        size = records = offsets = 0
-
-        def count(passed: int) -> None:
-            nonlocal offsets
-            offsets += passed
-
-        for message in self._reader.read(ranges, count):
-            batch.append(message)
-            size, records = size + len(message.value), records + records_of(message)
-            if size >= BATCH_BYTES or records >= BATCH_RECORDS:
-                yield batch, offsets
-                batch, size, records, offsets = [], 0, 0, 0
-        if batch or offsets:
-            yield batch, offsets
-
     def _keep(self, messages: Sequence[Message]) -> None:
         for signal in tables.SIGNALS:
             mine = [one for one in messages if _signal(one) == signal]
             if mine:
-                self._keep_one(signal, [_as_delivered(one) for one in mine])
+                self._keep_one(signal, [as_delivered(one) for one in mine])
 
     def _keep_one(self, signal: Signal, messages: list[delivery.Message]) -> None:
         """Into replay_input; what does not decode is left out, it must turn up in the dead letters."""
@@ -140,6 +123,31 @@ def _after(slices: list[Slice], copied: Copied | None) -> list[Slice]:
         return slices
     at = [each.topic for each in slices].index(copied.source)
     return [slices[at].model_copy(update={"start": copied.offset + 1}), *slices[at + 1 :]]
+
+
+def batches(reader: Reader, ranges: Sequence[Range]) -> Iterator[tuple[list[Message], int]]:
+    """All messages in batches for a store, each with how many offsets were passed."""
+    batch: list[Message] = []
+    size = records = offsets = 0
+
+    def count(passed: int) -> None:
+        nonlocal offsets
+        offsets += passed
+
+    for message in reader.read(ranges, count):
+        batch.append(message)
+        size, records = size + len(message.value), records + records_of(message)
+        if size >= BATCH_BYTES or records >= BATCH_RECORDS:
+            yield batch, offsets
+            batch, size, records, offsets = [], 0, 0, 0
+    if batch or offsets:
+        yield batch, offsets
+
+
+def as_delivered(message: Message) -> delivery.Message:
+    return delivery.Message(
+        message.topic, message.partition, message.offset, message.headers, message.value, message.pairs
+    )
 
 
 def records_of(message: Message) -> int:
@@ -182,9 +190,3 @@ def _stages(slices: Sequence[Slice]) -> list[list[Slice]]:
 
 def _signal(message: Message) -> str:
     return message.topic.rpartition(".")[2].partition("_")[0]
-
-
-def _as_delivered(message: Message) -> delivery.Message:
-    return delivery.Message(
-        message.topic, message.partition, message.offset, message.headers, message.value, message.pairs
-    )

@@ -1,19 +1,42 @@
 """A sandbox dropped: everything that has its name, on every server and on this disk."""
 
+import datetime
 import subprocess
+from dataclasses import dataclass
 
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.replay import place
-from pipeline.replay.folder import Folder
+from pipeline.replay.folder import Folder, every
 from pipeline.settings import ROOT, Settings
 
 
-def lines(folder: Folder) -> list[str]:
-    """What `drop` would remove."""
-    sandbox = folder.plan.sandbox
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """One sandbox to be dropped, as a plan shows it."""
+
+    folder: Folder
+    live: Settings
+
+    def __str__(self) -> str:
+        sandbox = self.folder.plan.sandbox
+        return (
+            f"drop {sandbox.name}: Kafka topics, groups and principal {sandbox.prefix}…, PostgreSQL schema and role "
+            f"and ClickHouse database {sandbox.owner}, and {self.folder.path}"
+        )
+
+    def as_json(self) -> dict[str, object]:
+        return {"what": str(self), "sandbox": self.folder.plan.name}
+
+    def carry_out(self) -> None:
+        drop(self.folder, self.live)
+
+
+def expired(live: Settings, now: datetime.datetime) -> list[Drop]:
+    """Those whose lifetime is over, and those half dropped, which nobody works on."""
     return [
-        f"drop {folder.plan.name}: Kafka topics, groups and principal {sandbox.prefix}…, PostgreSQL schema and role "
-        f"and ClickHouse database {sandbox.owner}, and {folder.path}"
+        Drop(one, live)
+        for one in every(live)
+        if (one.plan.expires <= now or one.state["state"] == "dropping") and not one.running
     ]
 
 

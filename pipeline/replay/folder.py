@@ -1,7 +1,6 @@
 """A sandbox on disk: its plan, how it is run, how far it is, logs; one process at a time works on it."""
 
 import contextlib
-import datetime
 import fcntl
 import json
 import pathlib
@@ -149,13 +148,6 @@ def every(live: Settings) -> list[Folder]:
     """All sandboxes, the oldest first."""
     found = [Folder(path.parent) for path in live.replay.directory.glob("[!.]*/plan.json")]
     return sorted(found, key=lambda one: one.plan.created)
-
-
-def expired(live: Settings, now: datetime.datetime) -> list[Folder]:
-    """Those whose lifetime is over, and those half dropped, which nobody works on."""
-    return [
-        one for one in every(live) if (one.plan.expires <= now or one.state["state"] == "dropping") and not one.running
-    ]
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -65,6 +65,7 @@ class Sandbox:
                 **dict(base),
                 "environment": live.environment,
                 "region": live.region,
+                "mirrored_regions": (),  # mirrors are copied into the topic that they mirror
                 "kafka": self.kafka(live, password),
                 "postgres": PostgresSettings(
                     dsn=SecretStr(

@@ -141,9 +141,10 @@ def window(start: str, end: str, now: Moment) -> tuple[Moment, Moment]:
     """
     problems: list[str] = []
     begins = _moment("--from", start, problems)
-    if TIME.fullmatch(end) and begins is not None:
-        end = f"{begins.date().isoformat()}T{end.rjust(5, '0')}{begins.strftime('%z')}"
-    ends = _moment("--to", end, problems)
+    if begins is not None and TIME.fullmatch(end):
+        ends = _moment("--to", f"{begins.date().isoformat()}T{end.zfill(5)}", problems, begins.tzinfo)
+    else:
+        ends = _moment("--to", end, problems) if begins is not None else None
     if begins is not None and ends is not None:
         if begins >= ends:
             problems.append(f"--from {iso(begins)} is not before --to {iso(ends)}: exchange them.")
@@ -240,13 +241,13 @@ def told(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _moment(option: str, text: str, problems: list[str]) -> Moment | None:
+def _moment(option: str, text: str, problems: list[str], zone: datetime.tzinfo | None = datetime.UTC) -> Moment | None:
     try:
         parsed = datetime.datetime.fromisoformat(text)
     except ValueError:
         problems.append(f"{option}: {text[:100]!r} is not ISO 8601, such as 2026-01-31T12:00 or …+01:00.")
         return None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)
 
 
 def _ms(moment: Moment) -> int:

@@ -85,11 +85,11 @@ def run(folder: Folder, live: Settings, way: Way, tell: Tell) -> None:
     if plan.expires <= datetime.datetime.now(datetime.UTC):
         raise Misconfigured(f"{plan.name} expired at {plan.expires:%Y-%m-%d %H:%M} UTC: drop it and plan again.")
     with folder.locked():
+        made = changed(folder, live, way)
         folder.keep_way(way)
         folder.unpause()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
-        made = changed(folder, live, way)
         place.make(plan.sandbox, live, made.settings, _topics(live, plan.topics), made.migrations)
         tables.make(live.clickhouse.model_copy(update={"database": plan.sandbox.owner}))
         started = time.monotonic()

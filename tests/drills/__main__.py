@@ -29,6 +29,7 @@ from tests.drills import (
     killer,
     regions,
     registry,
+    replay,
     rewind,
     soak,
     spool_crashes,
@@ -49,6 +50,7 @@ DRILLS: dict[str, Drill] = {
     "registry": registry.drill,
     "agents": agents.drill,
     "regions": regions.drill,
+    "replay": replay.drill,
 }
 HOME = ROOT / ".local" / "drills"
 

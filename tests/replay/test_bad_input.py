@@ -1,0 +1,119 @@
+"""What a user may get wrong before anything is copied: one sentence and an exit code each."""
+
+import datetime
+import pathlib
+from collections.abc import Sequence
+
+import pytest
+
+from pipeline.errors import Misconfigured
+from pipeline.replay import plan as planning
+from pipeline.replay.names import Sandbox
+from pipeline.replay.plan import window
+from pipeline.replay.where import Where
+from pipeline.settings import KafkaSettings, PostgresSettings, Settings
+from tests.replay.world import World
+
+NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "said"),
+    [
+        ("2026-11-20T11:00", "2026-11-20T10:00", "is not before"),
+        ("2026-11-20T10:00", "2026-11-20T10:00", "is not before"),
+        ("2026-11-20T11:00", "2026-11-20T13:00", "in the future"),
+        ("yesterday", "11:00", "--from: 'yesterday' is not ISO 8601"),
+        ("2026-11-20T10:00", "25:00", "--to: '2026-11-20T25:00' is not ISO 8601"),
+    ],
+)
+def test_a_wrong_window_is_told(start: str, end: str, said: str) -> None:
+    """Reversed, empty, in the future, or no time at all: a sentence that names the option."""
+    with pytest.raises(Misconfigured) as refused:
+        window(start, end, NOW)
+    assert [said in problem for problem in refused.value.problems] == [True]
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("2026-11-20T10:00", "11:00"),
+        ("2026-11-20T10:00Z", "2026-11-20T11:00Z"),
+        ("2026-11-20T11:00+01:00", "12:00"),
+        ("2026-11-20T09:00-01:00", "2026-11-20T11:00"),
+    ],
+)
+def test_times_have_a_zone_or_are_utc(start: str, end: str) -> None:
+    """With a zone and without, and with the time of day alone as the end: the same hour."""
+    ten = NOW.replace(hour=10)
+    assert window(start, end, NOW) == (ten, ten + datetime.timedelta(hours=1))
+
+
+@pytest.mark.parametrize("name", ["", "Rule", "rule_42", "rule--1", "-rule", "42", "a" * 33, "logs.raw", "x; DROP"])
+def test_a_wrong_name_is_told(name: str) -> None:
+    """Whatever could spell something else in Kafka or SQL is no name."""
+    with pytest.raises(Misconfigured, match="no name for a sandbox"):
+        Sandbox.called(name)
+
+
+@pytest.mark.parametrize("said", [["service"], ["body=x"], ["=x"]])
+def test_a_wrong_condition_is_told(said: Sequence[str]) -> None:
+    """Without a value, or of a field that cannot be asked for."""
+    with pytest.raises(Misconfigured, match="--where"):
+        Where.parse(said)
+
+
+def test_settings_that_leave_the_sandbox_are_refused() -> None:
+    """A prefix with somebody else's database or role never becomes settings."""
+    with pytest.raises(ValueError, match=r"kafka\.prefix is sandbox_x"):
+        Settings(
+            kafka=KafkaSettings(prefix="sandbox_x_"), postgres=PostgresSettings(dsn="host=h user=pipeline dbname=d")
+        )
+    with pytest.raises(ValueError, match="prefix"):
+        KafkaSettings(prefix="logs_")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("plan --topics log_raw --from 2026-11-20T10:00 --to 11:00", 2, "There is no topic log_raw to replay; there are logs_raw"),
+        ("plan --topics logs_raw --from 2020-01-01T10:00 --to 11:00", 2, "There are no messages in logs_raw"),
+        ("plan --topics logs_raw_dlq --from 2020-01-01T10:00 --to 11:00", 2, "There is no topic logs_raw_dlq to replay"),
+        ("run nobody", 2, "There is no sandbox nobody"),
+        ("run nobody --rate fast", 2, "There is no sandbox nobody"),
+        ("compare nobody", 2, "There is no sandbox nobody"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_is_told(world: World, words: str, code: int, said: str) -> None:
+    """Unknown topics with near names, a slice of nothing, a sandbox that is not there."""
+    ended, told = world.replay(*words.split())
+    assert (ended, said in told) == (code, True), told
+
+
+@pytest.mark.timeout(300)
+def test_what_a_run_cannot_take_is_told(world: World, tmp_path: pathlib.Path) -> None:
+    """Settings with unknown keys, agents that do not import, code that is not there: nothing of the sandbox is made."""
+    world.plan("wrong-1", "logs_raw")
+    (tmp_path / "s.toml").write_text('kafak = "x"')
+    (tmp_path / "a.py").write_text("import nothing_such")
+    for options, said in (
+        (("--settings", str(tmp_path / "s.toml")), "kafak is no setting"),
+        (("--agents", str(tmp_path / "a.py")), "does not import"),
+        (("--against", "git:no-such-revision"), "git has no revision"),
+        (("--rate", "fast"), "is no rate"),
+    ):
+        found = world.replay("run", "wrong-1", *options)
+        assert (found[0], said in found[1]) == (2, True), found
+    code, found_said = world.replay("compare", "wrong-1")
+    assert (code, "not done" in found_said) == (2, True)
+    assert world.replay("pause", "wrong-1")[0] == 2
+    assert world.replay("drop", "wrong-1", "--yes")[0] == 0
+
+
+def test_a_slice_over_its_quota_is_refused(world: World) -> None:
+    """What would copy more than replay.max_bytes is no plan."""
+    small = world.live.model_copy(update={"replay": world.live.replay.model_copy(update={"max_bytes": 1000})})
+    between = window(*world.window[1::2], datetime.datetime.now(datetime.UTC))
+    with pytest.raises(Misconfigured, match=r"replay\.max_bytes"):
+        planning.make(small, "big-1", topics=["logs_raw"], between=between, where=Where(), rate=1)

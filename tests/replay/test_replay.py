@@ -1,0 +1,184 @@
+"""A replay from plan to drop, over real servers."""
+
+import datetime
+import json
+import pathlib
+import shutil
+
+import psycopg
+import pytest
+from confluent_kafka import Producer
+
+from pipeline import clickhouse
+from pipeline.kafka.connection import configuration
+from pipeline.kafka.reader import Message, Reader
+from pipeline.replay import changed, copy, drop, into_live, place
+from pipeline.replay.folder import Folder, Way
+from pipeline.replay.names import Sandbox
+from tests.replay.world import DEBUG_OF, MAIL_OF, MESSAGES, RECORDS, World
+
+RULE = '''
+import re
+from pipeline.agents import LogRecord, agent, drop
+
+
+@agent(reads="logs_raw", writes="logs_norm", version=1)
+def rule(record: LogRecord) -> LogRecord | None:
+    """Drops debug, masks addresses, and has a bug: it loses every hundredth."""
+    number = int(record.body.split()[1])
+    if number % 100 == 1:
+        return None
+    if record.severity_number < 9:
+        return drop("debug")
+    return record.replace(body=re.sub(r"[\\w.-]+@[\\w.-]+", "***", record.body))
+'''
+
+
+def messages(world: World, topic: str, sandbox: Sandbox | None = None) -> dict[int, list[Message]]:
+    reader = Reader(world.live.kafka)
+    name = sandbox.topic(topic) if sandbox else topic
+    found: dict[int, list[Message]] = {}
+    for message in reader.read(reader.retained([name])):
+        found.setdefault(message.partition, []).append(message)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_a_slice_replayed_unchanged_is_equal_to_live(world: World) -> None:
+    """Killed in the middle and run again: copied byte for byte, each message once, equal to live, closure exact; what
+    is in the sandbox may write nowhere else; dropped, nothing is left."""
+    sandbox = Sandbox.called("same-1")
+    world.plan(sandbox.name)
+    world.killed_once(sandbox.name, "--rate", "1000/s")
+    world.run(sandbox.name)
+
+    for topic in world.sent:
+        before, after = messages(world, topic), messages(world, topic, sandbox)
+        assert before.keys() == after.keys()
+        for partition, sent in before.items():
+            stamped = [(*one.pairs, (copy.HEADER, f"{topic}/{partition}@{one.offset}".encode())) for one in sent]
+            assert [one.pairs for one in after[partition]] == stamped
+            assert [(m.key, m.value, m.timestamp_ms) for m in after[partition]] == [
+                (m.key, m.value, m.timestamp_ms) for m in sent
+            ]
+
+    code, found = world.compared(sandbox.name)
+    assert (code, found["equal"], found["findings"]) == (0, True, [])
+    for signal in ("logs", "traces"):
+        closure = found["signals"][signal]["closure"]
+        assert closure["in"] == closure["a_rows"] == closure["b_rows"] == world.records[f"{signal}_raw"]
+    _cannot_write_elsewhere(world, sandbox)
+
+    assert world.replay("drop", sandbox.name, "--yes")[0] == 0
+    assert place.left(sandbox, world.live) == []
+
+
+def _cannot_write_elsewhere(world: World, sandbox: Sandbox) -> None:
+    folder = Folder.of(sandbox.name, world.live)
+    own = changed.changed(folder, world.live, Way(records_per_s=1)).settings
+    refused = []
+    producer = Producer({**configuration(own.kafka), "log_level": 0, "message.timeout.ms": 20_000})
+    for topic in ("logs_raw", "sandbox_other_logs_raw", sandbox.topic("logs_raw_dlq")):
+        producer.produce(topic, b"x", on_delivery=lambda error, sent: refused.append((sent.topic(), bool(error))))
+    producer.flush(30)
+    assert sorted(refused)[:1] == [("logs_raw", True)]
+    assert (sandbox.topic("logs_raw_dlq"), False) in refused
+    with psycopg.connect(own.postgres.dsn.get_secret_value(), autocommit=True) as connection:
+        for statement in ("DELETE FROM public.events", "CREATE TABLE public.x (y int)", "CREATE SCHEMA x"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+    client = clickhouse.connect(own.clickhouse)
+    for statement in ("INSERT INTO {}.logs_in (body) VALUES ('x')", "DROP TABLE {}.logs_events", "CREATE DATABASE x"):
+        with pytest.raises(clickhouse.Error, match="privileges"):
+            client.command(statement.format(world.live.clickhouse.database))
+    client.close()
+
+
+@pytest.mark.timeout(600)
+def test_a_rule_makes_exactly_its_differences(world: World, tmp_path: pathlib.Path) -> None:
+    """With an agent from its file: what it drops, masks and loses is found by id and by field, counted as SQL over live
+    counts it; and the report opens in a browser, without errors, with the same numbers."""
+    (tmp_path / "rule.py").write_text(RULE)
+    world.plan("rule-1", "logs_raw")
+    world.run("rule-1", "--agents", str(tmp_path / "rule.py"))
+    report = tmp_path / "report.html"
+    code, found = world.compared("rule-1", "--html", str(report))
+    logs = found["signals"]["logs"]
+    lost = "toUInt32(splitByChar(' ', body)[2]) % 100 = 1"
+    debug = world.count(f"SELECT count() FROM logs WHERE severity_number < 9 AND NOT {lost}")
+    masked = world.count(f"SELECT count() FROM logs WHERE body LIKE '%@%' AND severity_number >= 9 AND NOT {lost}")
+    gone = {row[0] for row in world.store.query(f"SELECT event_id FROM logs WHERE {lost}").result_rows}
+    assert debug == MESSAGES * RECORDS // DEBUG_OF
+    assert masked > MESSAGES * RECORDS // MAIL_OF // 2
+    assert (code, found["equal"]) == (1, False)
+    assert logs["closure"]["a_missing"] == 0
+    assert logs["closure"]["only_b"] == logs["closure"]["a_dropped"] == debug + len(gone)
+    assert {row["event_id"] for row in logs["ids"]["only_b"]} >= gone
+    assert sorted(row["records"] for row in logs["drops"]) == sorted([debug, len(gone)])
+    assert [(column["column"], column["records"]) for column in logs["columns"]] == [("body", masked)]
+    assert all("***" in example["a"] and "@" in example["b"] for example in logs["columns"][0]["examples"])
+    _opens(report, found)
+    assert world.replay("drop", "rule-1", "--yes")[0] == 0
+
+
+def _opens(report: pathlib.Path, found: dict[str, object]) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
+        page.goto(report.as_uri())
+        assert found["verdict"] in page.inner_text("#verdict")
+        assert json.loads(page.evaluate("JSON.stringify(found)")) == found
+        cells = page.locator("#logs table").first.locator("tbody td").all_inner_texts()
+        closure = found["signals"]["logs"]["closure"]  # type: ignore[index]
+        assert cells[1:4] == [f"{closure[key]:,}" for key in ("in", "a_rows", "a_dead")]
+        browser.close()
+        assert said == []
+
+
+@pytest.mark.timeout(300)
+def test_a_store_is_repaired_from_kafka(world: World) -> None:
+    """Rows that ClickHouse lost come back, once, after the name was typed and not before; what is there stays."""
+    world.plan("fill-1", "logs_raw")
+    before = world.count("SELECT count() FROM logs")
+    world.store.command("DELETE FROM logs_events WHERE cityHash64(event_id) % 3 = 0")
+    assert world.count("SELECT count() FROM logs") < before
+    code, said = world.replay("into-live", "fill-1", "--approve", "fill")
+    assert (code, "nothing was written" in said) == (2, True)
+    assert world.replay("into-live", "fill-1", "--approve", "fill-1")[0] == 0
+    assert world.count("SELECT count() FROM logs") == before
+    folder = Folder.of("fill-1", world.live)
+    assert into_live.group(folder.plan).startswith("backfill_")
+    drop.drop(folder, world.live)
+
+
+def test_a_forgotten_sandbox_is_dropped_when_its_time_is_over(world: World) -> None:
+    """`maintain` plans it after its lifetime, not before; dropped half, it is dropped whole."""
+    world.plan("old-1", "logs_raw")
+    folder = Folder.of("old-1", world.live)
+    now = folder.plan.created
+    assert drop.expired(world.live, now) == []
+    [late] = drop.expired(world.live, now + datetime.timedelta(hours=world.live.replay.lifetime_hours))
+    assert "old-1" in str(late)
+    folder.note("dropping")
+    code, said = world.replay("run", "old-1")
+    assert (code, "half dropped" in said) == (2, True)
+    [half] = drop.expired(world.live, now)
+    half.carry_out()
+    assert place.left(Sandbox.called("old-1"), world.live) == []
+
+
+def test_two_names_are_never_one_sandbox(world: World) -> None:
+    """A name in use is refused with the way out, also where it differs in a dash alone."""
+    world.plan("twin-1", "logs_raw")
+    code, said = world.replay("plan", "--topics", "logs_raw", "--name", "twin1", *world.window)
+    assert (code, "in use" in said, "pipeline replay drop twin-1" in said) == (2, True, True)
+    drop.drop(Folder.of("twin-1", world.live), world.live)

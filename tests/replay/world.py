@@ -1,0 +1,148 @@
+"""Live data of which a test knows every record, and `pipeline replay` over it as a user types it."""
+
+import datetime
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from confluent_kafka import Producer
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from pipeline import otlp
+from pipeline.agents.ch_writer import ClickHouseWriter
+from pipeline.clickhouse import connect
+from pipeline.delivery import Message
+from pipeline.record import schema
+from pipeline.record.schema import Signal
+from pipeline.settings import ROOT, Settings, as_environment
+from tests.drills.exporters import MAKE
+
+MESSAGES = 60  # of each signal
+RECORDS = 50  # of a message
+DEBUG_OF, MAIL_OF = 4, 5  # every so many-th log record
+PARTITIONS = 4
+HOUR_NS = 3600 * 10**9
+
+
+class World:
+    """`sent` are the messages of live's topics, `records` how many records they hold, by topic."""
+
+    def __init__(self, live: Settings, home: pathlib.Path) -> None:
+        self.live = live
+        self.home = home
+        self.sent: dict[str, list[Message]] = {}
+        self.records: dict[str, int] = {}
+        self.start_ns = self.end_ns = 0
+        self.store = connect(live.clickhouse)
+        self._environment = {**os.environ, **as_environment(live)}
+
+    def close(self) -> None:
+        self.store.close()
+
+    def fill(self, now_ns: int) -> None:
+        """Logs and spans of the hour before, into Kafka and, by the writer, into ClickHouse."""
+        self.start_ns, self.end_ns = (now_ns - 2 * HOUR_NS) // 10**9 * 10**9, now_ns // 10**9 * 10**9
+        producer = Producer({"bootstrap.servers": self.live.kafka.bootstrap_servers, "log_level": 0})
+        signals: tuple[Signal, ...] = ("logs", "traces")
+        for of in signals:
+            batch = []
+            for number in range(MESSAGES):
+                received_ns = now_ns - HOUR_NS + number * 10**9
+                body = (
+                    logs(number)
+                    if of == "logs"
+                    else MAKE[of](f"service-{number % 3}", range(number * RECORDS, (number + 1) * RECORDS))
+                )
+                for group in otlp.encode(
+                    of, body, otlp.Origin("default", "local", received_ns), partitions=PARTITIONS
+                ).groups:
+                    pairs = (
+                        ("schema", schema.of(of).name.encode()),
+                        ("records", b"%d" % group.records),
+                        ("twice", b"1"),
+                        ("twice", None),
+                    )
+                    message = Message(
+                        schema.topic(of),
+                        group.partition,
+                        len(batch),
+                        {k: v or b"" for k, v in pairs},
+                        group.value,
+                        pairs,
+                    )
+                    batch.append(message)
+                    producer.produce(
+                        message.topic, message.value, key=b"key-%d" % number, partition=message.partition,
+                        timestamp=received_ns // 10**6, headers=list(pairs),
+                    )  # fmt: skip
+            assert producer.flush(30) == 0
+            self.records[schema.topic(of)] = ClickHouseWriter(self.live.clickhouse, of).write(batch)
+            self.sent[schema.topic(of)] = batch
+
+    @property
+    def window(self) -> list[str]:
+        """The options that cover all of it."""
+        return ["--from", iso(self.start_ns), "--to", iso(self.end_ns)]
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "replay", *words], env=self._environment, cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def replay(self, *words: str) -> tuple[int, str]:
+        """Exit code and output of `pipeline replay …`."""
+        running = self.start(*words)
+        said, _ = running.communicate(timeout=300)
+        return running.returncode, said
+
+    def plan(self, name: str, topics: str = "logs_raw,traces_raw", *options: str) -> None:
+        code, said = self.replay("plan", "--topics", topics, "--name", name, *self.window, *options)
+        assert code == 0, said
+
+    def run(self, name: str, *options: str) -> None:
+        code, said = self.replay("run", name, *options)
+        assert code == 0, said
+
+    def compared(self, name: str, *options: str) -> tuple[int, dict[str, Any]]:
+        code, said = self.replay("compare", name, "--json", *options)
+        assert code in (0, 1), said
+        return code, json.loads(said)
+
+    def killed_once(self, name: str, *options: str) -> None:
+        """Start a run, and kill it when it has copied something and not all."""
+        running = self.start("run", name, *options)
+        deadline = time.monotonic() + 200
+        while not json.loads(self.replay("status", name, "--json")[1])["copied_records"] > 0:
+            assert running.poll() is None, running.communicate()[0]
+            assert time.monotonic() < deadline
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+
+    def count(self, query: str) -> int:
+        return int(self.store.command(query))
+
+
+def logs(number: int) -> bytes:
+    """A request of RECORDS log records; each says which one it is."""
+    request = ExportLogsServiceRequest()
+    resource = request.resource_logs.add()
+    attribute = resource.resource.attributes.add(key="service.name")
+    attribute.value.string_value = f"service-{number % 3}"
+    scope = resource.scope_logs.add()
+    for n in range(number * RECORDS, (number + 1) * RECORDS):
+        record = scope.log_records.add(
+            time_unix_nano=time.time_ns() - HOUR_NS, severity_number=5 if n % DEBUG_OF == 0 else 9
+        )
+        mail = f" mail user-{n}@example.com" if n % MAIL_OF == 0 else ""
+        record.body.string_value = f"record {n}{mail}"
+    return request.SerializeToString()
+
+
+def iso(time_ns: int) -> str:
+    return datetime.datetime.fromtimestamp(time_ns / 1e9, datetime.UTC).isoformat()
