@@ -123,7 +123,10 @@ class _Asked:
             "max_bytes_before_external_sort": memory_bytes // 4,
             "max_bytes_ratio_before_external_group_by": 0,
             "max_bytes_ratio_before_external_sort": 0,
-            "max_threads": 2,
+            "group_by_two_level_threshold": 10_000,  # only two-level tables spill
+            "group_by_two_level_threshold_bytes": 4_000_000,
+            "max_threads": 1,
+            "max_insert_threads": 1,
             "max_block_size": 16_384,
             "max_insert_block_size": 65_536,
             "min_insert_block_size_rows": 65_536,

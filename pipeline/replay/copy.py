@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pipeline import clickhouse, delivery
 from pipeline.agents.batch import join, known
 from pipeline.agents.ch_writer import token
-from pipeline.errors import PipelineError, Rejected, Unavailable
+from pipeline.errors import Misconfigured, Rejected, Unavailable
 from pipeline.kafka.producer import Outbox, Outgoing
 from pipeline.kafka.reader import Message, Range, Reader
 from pipeline.replay import tables
@@ -23,10 +23,6 @@ BATCH_BYTES = 8 * 1024 * 1024
 BATCH_RECORDS = 20_000
 SETTLED_S = 0.5  # what a killed predecessor had sent is in the log by then
 Progress = Callable[[int, int], None]  # records and offsets passed
-
-
-class OverQuotaError(PipelineError):
-    """The slice is larger than the plan could know."""
 
 
 class Copied(NamedTuple):
@@ -66,7 +62,8 @@ class Copier:
     def copy(self, slices: Sequence[Slice], rate: int, progress: Progress, hold: Callable[[], None]) -> None:
         """Copy `slices` at no more than `rate` records a second; `hold` is called between batches and may wait.
 
-        When it returns every message is acknowledged by all in-sync replicas, and stands in replay_input.
+        When it returns every message is acknowledged by all in-sync replicas, and stands in replay_input. Raises
+        Misconfigured where there is more than replay.max_bytes: a plan knows no more than its sample.
         """
         copied_bytes = 0
         for stage in _stages(slices):
@@ -78,7 +75,7 @@ class Copier:
                 wanted = [part for part in map(self._where.of, batch) if part is not None]
                 copied_bytes += sum(len(message.value) for message in wanted)
                 if copied_bytes > self._max_bytes:
-                    raise OverQuotaError(
+                    raise Misconfigured(
                         f"{self._plan.name} has copied {copied_bytes:,} bytes and replay.max_bytes allows no more: "
                         "raise it and run this again, or drop the sandbox and plan a smaller window."
                     )

@@ -6,9 +6,10 @@ import json
 import pathlib
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -122,22 +123,15 @@ class Folder:
 
     @property
     def running(self) -> bool:
-        try:
-            with self.locked():
-                return False
-        except Misconfigured:
-            return True
+        with (self.path / "lock").open("w") as lock:
+            return not _lock(lock, fcntl.LOCK_SH, within_s=0.0)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Raise Misconfigured where another process works on it; a killed one's lock is free."""
         with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Misconfigured(
-                    f"{self.plan.name} is running: stop that with Ctrl-C or `pipeline replay pause {self.plan.name}`."
-                ) from None
+            if not _lock(lock, fcntl.LOCK_EX):
+                raise Misconfigured(f"{self.plan.name} is running: stop that with Ctrl-C first.")
             yield
 
     def remove(self) -> None:
@@ -148,6 +142,20 @@ def every(live: Settings) -> list[Folder]:
     """All sandboxes, the oldest first."""
     found = [Folder(path.parent) for path in live.replay.directory.glob("[!.]*/plan.json")]
     return sorted(found, key=lambda one: one.plan.created)
+
+
+def _lock(lock: IO[str], kind: int, within_s: float = 1.0) -> bool:
+    """Who only looks whether somebody works here has it for a moment too, so that is waited for."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 def _write(path: pathlib.Path, text: str) -> None:
