@@ -127,9 +127,17 @@ def region_settings(base: Settings, topology: Topology, alias: str, place: int) 
             "pg_writer": moved(base.pg_writer),
             "ch_writer": moved(base.ch_writer),
             "spool": base.spool.model_copy(update={"directory": home / "spool"}),
+            "replay": base.replay.model_copy(
+                update={"directory": home / "replay", "kafka_servers": _moved(base.replay.kafka_servers, ports)}
+            ),
             "local": moved(base.local, home=home),
         }
     )
+
+
+def _moved(server: str, ports: int) -> str:
+    host, _, port = server.rpartition(":")
+    return f"{host}:{int(port) + ports}"
 
 
 def _telling(tell: Callable[[str], None], alias: str) -> Callable[[str], None]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from pipeline import clickhouse, delivery
+from pipeline import delivery
 from pipeline.agents.batch import join, known
 from pipeline.agents.ch_writer import token
+from pipeline.clickhouse.inserts import Inserts
 from pipeline.errors import Misconfigured, Rejected, Unavailable
 from pipeline.kafka.producer import Outbox, Outgoing
 from pipeline.kafka.reader import Message, Range, Reader
@@ -41,9 +42,7 @@ class Copier:
         self._targets = Reader(own.kafka)
         self._outbox = Outbox(own.kafka)
         self._where = Where(tuple(plan.where.items()))
-        self._inputs = {
-            signal: clickhouse.Inserts(own.clickhouse, tables.input_table(signal)) for signal in tables.SIGNALS
-        }
+        self._inputs = {signal: Inserts(own.clickhouse, tables.input_table(signal)) for signal in tables.SIGNALS}
         self._max_bytes = live.replay.max_bytes
 
     def left(self) -> list[Slice]:
@@ -96,7 +95,7 @@ class Copier:
         """Into replay_input; what does not decode is left out, it must turn up in the dead letters."""
         try:
             for one in join(messages, known(signal)):
-                self._inputs[signal].insert(one.value, records=one.records, token=token(one.messages))
+                self._inputs[signal].insert(one.schema, one.values, records=one.records, token=token(one.messages))
         except Rejected:
             if len(messages) > 1:
                 middle = len(messages) // 2

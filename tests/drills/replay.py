@@ -12,6 +12,7 @@ from typing import Any
 
 from deploy.demo.freshness import Probes
 from pipeline.replay import place
+from pipeline.replay.folder import Folder
 from pipeline.replay.names import Sandbox
 from pipeline.settings import ROOT, Settings, as_environment
 from tests.bench import topic
@@ -127,8 +128,7 @@ def _plain_environment() -> dict[str, str]:
 
 
 def _status(settings: Settings, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(pipeline(settings, "replay", "status", name, "--json"))
-    return found
+    return {"copied_records": 0, **Folder.of(name, settings).state}
 
 
 def _freshness(settings: Settings, seconds: float) -> float:

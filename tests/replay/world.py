@@ -19,6 +19,7 @@ from pipeline.clickhouse import connect
 from pipeline.delivery import Message
 from pipeline.record import schema
 from pipeline.record.schema import Signal
+from pipeline.replay.folder import Folder
 from pipeline.settings import ROOT, Settings, as_environment
 from tests.drills.exporters import MAKE
 
@@ -118,9 +119,11 @@ class World:
         """Start a run, and kill it when it has copied something and not all."""
         running = self.start("run", name, *options)
         deadline = time.monotonic() + 200
-        while not json.loads(self.replay("status", name, "--json")[1])["copied_records"] > 0:
+        folder = Folder.of(name, self.live)
+        while not folder.state.get("copied_records"):
             assert running.poll() is None, running.communicate()[0]
             assert time.monotonic() < deadline
+            time.sleep(0.02)
         running.send_signal(signal.SIGKILL)
         running.communicate()
 
