@@ -45,7 +45,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Regions,
 @pytest.mark.timeout(420)
 def test_what_two_regions_take_is_at_the_centre_once(several: tuple[Regions, dict[str, Settings]]) -> None:
     """Load on both edges, one request in twenty to both: the centre holds each record once and says of which region;
-    MirrorMaker writes in transactions; the audit of its traces and logs is clean; status and a failover know the rest.
+    MirrorMaker writes in transactions; the audit closes; a query names the region that did not answer; status says which
+    link is broken, and a failover what is lost.
     """
     regions, settings = several
     central = settings["central"]
@@ -68,7 +69,9 @@ def test_what_two_regions_take_is_at_the_centre_once(several: tuple[Regions, dic
     assert {row["region"] for row in answer.rows} <= {"eu", "us"}
 
     status.note(regions.topology, central)
-    assert [link.broken for link in status.look(regions.topology, central)] == ["", ""]
+    deadline = time.monotonic() + WITHIN_S
+    while any(link.broken for link in status.look(regions.topology, central)):
+        assert time.monotonic() < deadline, status.look(regions.topology, central)
     regions.stacks["eu"].stop(["kafka"])
     [eu, us] = status.look(regions.topology, central)
     assert "does not answer" in eu.broken
@@ -76,5 +79,10 @@ def test_what_two_regions_take_is_at_the_centre_once(several: tuple[Regions, dic
     course = Failover(regions.topology, central, ("eu", "central")).look()
     assert course.lost == []
     assert {step.state for step in course.steps if "ch_writer" in step.what} == {"done"}
-    report = audit(central, signals=["traces"])
-    assert report.clean
+    findings = audit(central, signals=["logs"]).as_dict()["signals"]["logs"]["stores"]["clickhouse"]
+    assert (findings["expected"], findings["missing"], findings["extra"], findings["duplicates"]) == (
+        len(wanted),
+        0,
+        0,
+        0,
+    )
