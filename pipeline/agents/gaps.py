@@ -12,7 +12,9 @@ from pipeline.kafka.reader import Range, Reader
 from pipeline.record import schema
 from pipeline.settings import Settings
 
-STORED: dict[str, tuple[schema.Signal, ...]] = {"pg_writer": ("metrics", "logs"), "ch_writer": schema.SIGNALS}
+STORED: dict[str, tuple[schema.Signal, ...]] = {
+    "pg_writer": ("metrics", "logs"), "ch_writer": schema.SIGNALS, "otlp_writer": schema.SIGNALS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,10 +66,10 @@ def sample(span: Span, context: Context[Settings, None]) -> Span | Drop:
     randomness = int.from_bytes(span.trace_id[-BITS // 8 :], "big") if state.random is None else state.random
     before = 0 if state.threshold is None or randomness < state.threshold else state.threshold
     wanted = max(before, threshold_of(settings.services.get(span.service, settings.ratio)))
-    if randomness >= wanted:
+    if span.status_code == ERROR or span.end_time - span.start_time > settings.slow_ms * 1e6:
+        threshold = before  # also in a trace that is chosen: it is kept for sure
+    elif randomness >= wanted:
         threshold = wanted
-    elif span.status_code == ERROR or span.end_time - span.start_time > settings.slow_ms * 1e6:
-        threshold = before
     else:
         return drop("not sampled")
     return span.replace(

@@ -4,7 +4,6 @@ import pathlib
 import random
 import re
 import time
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -197,14 +196,12 @@ def test_samplers_agree() -> None:
 
 
 def test_errors_and_slow_spans_stay_and_count_as_themselves() -> None:
-    """A span that failed or took long is kept whatever its trace, with a count of one unless it was sampled before."""
+    """A span that failed or took long is kept whatever its trace, with a count of one."""
     failed, slow = spans(200, status_code=2), [each.replace(end_time=NOW + 2 * 10**9) for each in spans(200)]
     for given in (failed, slow):
         left = kept(given, ratio=0.01)
         assert len(left) == 200
-        counts = Counter(each["attributes"]["sampling.adjusted_count"] for each in left)
-        assert counts["1"] > 180
-        assert set(counts) <= {"1", "100"}
+        assert {each["attributes"]["sampling.adjusted_count"] for each in left} == {"1"}
 
 
 def test_tracestate_of_others_stays() -> None:
