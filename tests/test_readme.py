@@ -28,7 +28,7 @@ COMMANDS = sorted({line for kind, text in BLOCKS if kind == "console" for line i
 def test_commands_exist_with_their_options(command: str) -> None:
     """Every `pipeline` command of the README is known, and so is each option."""
     words = command.split()
-    verbs = [word for word in words[1:3] if re.fullmatch(r"[a-z_]+", word)]
+    verbs = [word for word in words[1:3] if re.fullmatch(r"[a-z][a-z_-]*", word)]
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *verbs, "--help"], capture_output=True, text=True, check=False,
         env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
