@@ -28,9 +28,9 @@ RESERVED_CLICKHOUSE = frozenset(
 # What the migrations of both stores make; a test holds this list to them.
 BUILT_IN = frozenset(
     """
-    events explicit_histogram exponential_histogram logs logs_events logs_events_from_in logs_in metric_series metrics
-    metrics_1d metrics_1d_rollup metrics_1h metrics_1h_rollup metrics_1m metrics_1m_computed metrics_1m_refresh
-    metrics_1m_refreshes metrics_1m_refreshes_from_computed metrics_1m_rollup metrics_changed_hours
+    events explicit_histogram exponential_histogram log_patterns logs logs_events logs_events_from_in logs_in
+    metric_series metrics metrics_1d metrics_1d_rollup metrics_1h metrics_1h_rollup metrics_1m metrics_1m_computed
+    metrics_1m_refresh metrics_1m_refreshes metrics_1m_refreshes_from_computed metrics_1m_rollup metrics_changed_hours
     metrics_exponential_histograms metrics_histograms metrics_points metrics_points_from_in metrics_points_in
     metrics_points_kept metrics_summaries otel_logs otel_traces otel_traces_trace_id_ts span_events span_events_from_in
     span_links span_links_from_in spans spans_from_in spans_in table_registry trace_events trace_links trace_tree traces

@@ -161,10 +161,10 @@ def test_a_joined_batch_is_one_file_of_all_blocks() -> None:
     """One head, then every block as it came, in order; messages that were joined before are joined again."""
     first, second = whole(b"a", b"bc"), whole(b"d")
     twice = message(container.join(LOGS.head, [first.value, second.value]), records=b"3")
-    [(messages, joined, records)] = join([first, second, twice], KNOWN)
+    [joined] = join([first, second, twice], KNOWN)
     blocks = [one.value[len(LOGS.head) :] for one in (first, second)]
-    assert (joined, records) == (LOGS.head + b"".join(blocks * 2), 6)
-    assert messages == [first, second, twice]
+    assert (joined.value(), joined.records) == (LOGS.head + b"".join(blocks * 2), 6)
+    assert joined.messages == [first, second, twice]
     assert join([], KNOWN) == []
 
 
@@ -198,7 +198,7 @@ def test_older_versions_are_joined_beside_the_current_one(versions: tuple[schema
     new, old = join(batch, accepted)
     assert ([m.offset for m in new.messages], new.records) == ([0, 3], 5)
     assert ([m.offset for m in old.messages], old.records) == ([1, 2], 5)
-    assert (container.count(versions[1].head, new.value), container.count(versions[0].head, old.value)) == (5, 5)
+    assert (container.count(versions[1].head, new.value()), container.count(versions[0].head, old.value())) == (5, 5)
     newer = batch[0]._replace(headers=batch[0].headers | {"schema": b"log_record/3"})
     with pytest.raises(Rejected, match="log_record/3 is newer than this writer knows; replay after the upgrade"):
         join([newer], accepted)

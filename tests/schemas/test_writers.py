@@ -11,6 +11,7 @@ import fastavro
 import pytest
 
 from pipeline import clickhouse, migrations, schemas
+from pipeline.agents.batch import known
 from pipeline.agents.ch_writer import ClickHouseWriter
 from pipeline.agents.pg_writer import STORES, PostgresWriter, Stored
 from pipeline.delivery import Message
@@ -38,8 +39,10 @@ def two_versions(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     schemas.lock(schemas.check(where), where)
     monkeypatch.setattr(schema, "DIRECTORY", where)
     schema.load.cache_clear()
+    known.cache_clear()
     yield
     schema.load.cache_clear()
+    known.cache_clear()
 
 
 def stream(signal: Signal, stage: str) -> tuple[list[Message], dict[str, set[bytes]]]:
