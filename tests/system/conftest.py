@@ -31,8 +31,14 @@ class Running:
         self.stack = Stack(settings, print)
 
     def pid(self, name: str) -> int:
+        return int(self._row(name)["pid"])
+
+    def state(self, name: str) -> str:
+        return str(self._row(name)["state"])
+
+    def _row(self, name: str) -> dict[str, Any]:
         [row] = [row for row in self.stack.status()["processes"] if row["name"] == name]
-        return int(row["pid"])
+        return dict(row)
 
     def kill(self, name: str) -> None:
         """SIGKILL, and wait until it has taken effect: until then `start` finds the process running."""

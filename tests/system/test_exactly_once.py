@@ -142,9 +142,9 @@ def test_sigterm_of_a_gateway_under_load_answers_what_it_took(running: Running) 
         except httpx.HTTPError:
             break
     deadline = time.monotonic() + 20
-    while running.stack.status()["processes"][3]["state"] == "running" and time.monotonic() < deadline:
+    while running.state("gateway") == "running" and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert running.stack.status()["processes"][3]["state"] == "stopped"
+    assert running.state("gateway") == "stopped"
     running.stack.start(["gateway"])
     audited = running.clean_audit()
     assert audited["verdict"] == "clean", audited
