@@ -279,6 +279,7 @@ class _Agents:
         async def on_assigned(*_: Any, **__: Any) -> None:
             if not self._assignments:
                 _shorten_waits(app.consumer)
+                _go_back_to_0(app.consumer)
                 self._watch_offsets(app.consumer)
             self._assignments += 1
 
@@ -431,6 +432,21 @@ async def _begin(consumer: Any, place: Any) -> None:
     with contextlib.suppress(IllegalStateError):  # another member has it by now
         await consumer._thread.seek_to_beginning(place)
         await consumer._commit({place: await consumer.position(place)})
+
+
+def _go_back_to_0(consumer: Any) -> None:
+    """Seek partitions that are committed at 0 too, where aiokafka's seek_to_committed leaves them as far as they were
+    read: what was thrown away would be passed over, and Faust, to which 0 is none, would commit over it."""
+    seek_to_committed = consumer.seek_to_committed
+
+    async def sought() -> Any:
+        committed = await seek_to_committed()
+        for place, offset in committed.items():
+            if offset == 0:
+                await consumer._thread.call_thread(consumer._thread.seek, place, 0)
+        return committed
+
+    consumer.seek_to_committed = sought
 
 
 def _shorten_waits(consumer: Any) -> None:

@@ -1,4 +1,5 @@
-"""`pipeline`, of which a writer's fetches are answered after the next rebalance, once the file of LATE_FETCH is there.
+"""`pipeline`, of which a writer's fetches are answered after the next rebalance, once the file of LATE_FETCH is there;
+where the file of EARLY_FETCH is there, one is answered before the writer hears of the rebalance that it came after.
 
 So does a process find them that gets no CPU for a while.
 """
@@ -18,7 +19,8 @@ watch_offsets = worker._Agents._watch_offsets
 
 
 def watch_late_offsets(self: worker._Agents, consumer: Any) -> None:
-    getmany, late, assigned = consumer._getmany, pathlib.Path(os.environ["LATE_FETCH"]), asyncio.Event()
+    getmany, assigned = consumer._getmany, asyncio.Event()
+    late, early = (pathlib.Path(os.environ[name]) for name in ("LATE_FETCH", "EARLY_FETCH"))
 
     @self._app.on_partitions_assigned.connect(weak=False)
     async def on_assigned(*_: Any, **__: Any) -> None:
@@ -34,6 +36,9 @@ def watch_late_offsets(self: worker._Agents, consumer: Any) -> None:
             late.unlink()
             await assigned.wait()
             await asyncio.sleep(RESUMED_S)
+        if records and early.exists():
+            early.unlink()
+            self._assignments += 1
         return records
 
     consumer._getmany = getmany_late

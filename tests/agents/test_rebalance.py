@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from pipeline.delivery import Message
+from pipeline.kafka.groups import Groups
 from pipeline.settings import Settings, WriterSettings
 from tests.agents.group import Group
 from tests.agents.process import Process, send, until
@@ -33,6 +34,7 @@ def test_what_was_fetched_before_a_rebalance_leaves_no_gap_after_it(
     """Messages that waited in its buffers, which a rebalance empties, are stored, though later ones were on their way."""
     late = tmp_path / "late"
     monkeypatch.setenv("LATE_FETCH", str(late))
+    monkeypatch.setenv("EARLY_FETCH", str(tmp_path / "never"))
     first, second = (
         Process("pg_writer", _one_message_a_batch(writer.settings, port), module=module)
         for port, module in zip(free_ports(2), ("tests.agents.late_fetch", "pipeline"), strict=True)
@@ -61,6 +63,33 @@ def test_what_was_fetched_before_a_rebalance_leaves_no_gap_after_it(
         finally:
             first.close()
             second.close()
+
+
+def test_what_was_fetched_too_early_is_fetched_again_from_the_first_message(
+    writer: Process, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch that a rebalance overtook is thrown away, and nothing of it is lost where the group stands at 0."""
+    early = tmp_path / "early"
+    early.touch()
+    monkeypatch.setenv("LATE_FETCH", str(tmp_path / "never"))
+    monkeypatch.setenv("EARLY_FETCH", str(early))
+    process = Process("pg_writer", writer.settings, module="tests.agents.late_fetch")
+    groups, places = Groups(writer.settings.kafka), [("metrics_raw", partition) for partition in PARTITIONS]
+
+    def committed() -> set[int]:
+        return {each.offset for each in groups.committed("pg_writer", places).values()}
+
+    with psycopg.connect(writer.settings.postgres.dsn.get_secret_value(), autocommit=True) as store:
+        try:
+            process.start()
+            until(lambda: len(groups.committed("pg_writer", places)) == len(places), "it has not begun")
+            send(process.settings, *some(0, 5))
+            until(lambda: not early.exists(), "nothing was fetched")
+            send(process.settings, *some(5, 5))
+            until(lambda: committed() == {10}, "it did not come to the end")
+            assert store.execute("SELECT count(*) FROM metrics_points").fetchone() == (10 * len(PARTITIONS),)
+        finally:
+            process.close()
 
 
 def _one_message_a_batch(settings: Settings, port: int) -> Settings:
