@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import psutil
@@ -63,7 +63,7 @@ class Proxy:
         self.met.clear()
         self._closed = True
         for each in self._open:
-            each.close()
+            _end(each)
 
     def release(self) -> None:
         """Let everything through again."""
@@ -75,7 +75,7 @@ class Proxy:
         self.release()
         self._server.close()
         for each in self._open:
-            each.close()
+            _end(each)
 
     def _accept(self) -> None:
         while True:
@@ -105,7 +105,7 @@ class Proxy:
         except OSError:
             pass
         for each in (source, sink):
-            each.close()
+            _end(each)
 
     def _request(self, data: bytes, hold_answer: threading.Event) -> None:
         wanted = self._wanted
@@ -122,6 +122,14 @@ class Proxy:
             hold_answer.clear()
             self.met.set()
             self._go_on.wait(30)
+
+
+def _end(connection: socket.socket) -> None:
+    """Close it for the other side too: while a thread waits to receive, close() alone tells nobody, and PostgreSQL would
+    keep the locks of a writer that is dead."""
+    with suppress(OSError):  # it has ended
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 class Writer:
