@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import native, otlp
@@ -59,9 +59,14 @@ def test_any_value_is_the_same_text(value: object, most: int, depth: int) -> Non
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.floats(width=64))
+@given(st.floats(width=64) | st.builds(lambda odd, power: odd * 2.0**power, st.integers(1, 2**53), st.integers(-60, 4)))
+@example(562949953421312.25)  # as near to .2 as to .3
+@example(2.0**-25)  # as near to …12e-08 as to …13e-08
+@example(1.5e-05)
+@example(-1e-05)
+@example(1e16)
 def test_doubles_are_the_same_text(number: float) -> None:
-    """The shortest text that reads back equal, with the same point or exponent."""
+    """The shortest text that reads back equal, of two as near the even one, with the same point or exponent."""
     message = logs(number)
     message.resource_logs[0].scope_logs[0].log_records[0].body.CopyFrom(any_value([number]))
     alike("logs", message.SerializeToString())

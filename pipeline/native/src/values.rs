@@ -359,20 +359,20 @@ fn not_finite(number: f64) -> &'static str {
     }
 }
 
-/// The shortest text that reads back equal, with a point or an exponent: as Python writes it.
+/// The shortest text that reads back equal, of two as near the even one, with a point or an exponent: as Python writes it.
 fn double(out: &mut Vec<u8>, number: f64) {
-    let scientific = format!("{number:e}");
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-4..16).contains(&exponent) {
-        let plain = format!("{number}");
-        out.extend_from_slice(plain.as_bytes());
-        if !plain.contains('.') {
-            out.extend_from_slice(b".0");
-        }
+    let mut buffer = ryu::Buffer::new();
+    let shortest = buffer.format_finite(number);
+    let magnitude = shortest.trim_start_matches('-');
+    if let Some((mantissa, exponent)) = shortest.split_once('e') {
+        let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
+        let _ = write!(out, "{mantissa}e{sign}{digits:0>2}"); // into memory: it cannot fail
+    } else if let Some((first, rest)) = magnitude.strip_prefix("0.0000").and_then(|digits| digits.split_at_checked(1)) {
+        let sign = if number < 0.0 { "-" } else { "" };
+        let point = if rest.is_empty() { "" } else { "." };
+        let _ = write!(out, "{sign}{first}{point}{rest}e-05"); // into memory: it cannot fail
     } else {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        let _ = write!(out, "{mantissa}e{sign}{:02}", exponent.abs()); // into memory: it cannot fail
+        out.extend_from_slice(shortest.as_bytes());
     }
 }
 
