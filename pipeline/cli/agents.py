@@ -3,7 +3,7 @@
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -92,9 +92,10 @@ def hold(
     found = _load(paths)
     for agent in found.agents.values():
         graph.topics_of(agent, declared)
+    samples = _samples({agent.reads for agent in found.agents.values()}, loaded, last)
+    for agent in found.agents.values():
         with _isolated(agent, loaded) as one, _isolated(agent, loaded) as other:
-            samples = _samples(agent, loaded, last)
-            verdict = laws.judge(agent, declared[agent.reads], (one, other), samples)  # type: ignore[arg-type]
+            verdict = laws.judge(agent, declared[agent.reads], (one, other), samples[agent.reads])  # type: ignore[arg-type]
         verdicts.append(verdict)
         if not as_json:
             print(verdict)
@@ -306,13 +307,18 @@ def _isolated(agent: "Agent", loaded: "Settings") -> "Iterator[Isolated]":
         yield isolated
 
 
-def _samples(agent: "Agent", loaded: "Settings", last: str) -> "list[Message]":
-    """What the agent's topic holds; nothing, and a word on stderr, where Kafka is away."""
+def _samples(topics: Collection[str], loaded: "Settings", last: str) -> "dict[str, list[Message]]":
+    """What each of the topics holds; nothing, and a word on stderr, for one that Kafka lacks, or once it is away."""
     from pipeline.agents import trial
     from pipeline.topics.tail import ago_ms
 
-    try:
-        return trial.newest(loaded.kafka, agent.reads, ago_ms(last, time.time_ns() // 10**6), SAMPLES)
-    except (Unavailable, Misconfigured) as error:
-        print(f"{agent.name}: on generated records alone: {error}", file=sys.stderr)
-        return []
+    found: dict[str, list[Message]] = {topic: [] for topic in topics}
+    for topic in sorted(topics):
+        try:
+            found[topic] = trial.newest(loaded.kafka, topic, ago_ms(last, time.time_ns() // 10**6), SAMPLES)
+        except Misconfigured as error:
+            print(f"{topic}: on generated records alone: {error}", file=sys.stderr)
+        except Unavailable as error:
+            print(f"on generated records alone: {error}", file=sys.stderr)
+            break
+    return found

@@ -157,7 +157,7 @@ class Record(_Lying):
         return hash((type(self), self.event_id))
 
     def __repr__(self) -> str:
-        empty = {name: kind.empty for name, kind in self._layout.kinds.items()}
+        empty = {name: kind.empty for name, kind in self._layout.kinds.items()} | {"event_id": b""}
         told = ", ".join(
             f"{name}={dict(value) if isinstance(value, Mapping) else value!r}"
             for name, value in self.as_dict().items()
