@@ -4,13 +4,13 @@ ClickHouse reads Avro value by value, for half of what a whole insert costs; its
 of the server's CPU a log record where Avro costs 5.3 to 7.4, and 0.7 of ours.
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline import native
-from pipeline.errors import Rejected
 from pipeline.record.schema import Schema
 
 BLOCK_ROWS = 8192  # of Native, about 4 MB of log records; ClickHouse puts them together again
@@ -18,13 +18,12 @@ LETTERS = {"long": "l", "int": "i", "double": "d", "float": "r", "boolean": "b",
 
 
 def body(known: Schema, values: Sequence[bytes]) -> tuple[str, Sequence[bytes | memoryview]]:
-    """The name of the format, and what to send one after the other; raise Rejected where a value is damaged."""
+    """The name of the format, and what to send one after the other; damaged values go as they are, for ClickHouse says
+    which field does not read."""
     extension, fields = native.chosen(), _fields(json.dumps(known.avro))
     if extension and fields:
-        try:
+        with contextlib.suppress(extension.Malformed):
             return "Native", extension.columns(fields, values, len(known.head), BLOCK_ROWS)
-        except extension.Malformed as error:
-            raise Rejected(str(error)) from None
     return "Avro", [known.head, *(memoryview(value)[len(known.head) :] for value in values)]
 
 

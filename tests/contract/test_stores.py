@@ -809,10 +809,10 @@ def test_overlapping_batches_show_each_event_once(events_store: Events, signal: 
 
 
 def test_records_that_do_not_decode_are_rejected(events_store: Events) -> None:
-    """Whole in its framing and damaged inside: found by the server or before it, and nothing of the batch is stored."""
+    """Whole in its framing and damaged inside: found by the server, and nothing of the batch is stored."""
     writer = ClickHouseWriter(events_store.settings, "metrics")
     good = one("metrics", gauges("s", ("m", T0, 1.0)))
-    with pytest.raises(Rejected, match=r"^ClickHouse: |cut short or damaged"):
+    with pytest.raises(Rejected, match=r"^ClickHouse: "):
         writer.write([good, damaged(one("metrics", gauges("s", ("n", T0, 1.0))))])
     assert events_store.raw_count("metrics") == 0
     assert writer.write([good]) == 1
