@@ -70,8 +70,15 @@ class Verdict:
         return f"{self.agent} keeps every law, on {self.records:,} records: {speed}"
 
 
-def judge(agent: Agent, signal: Signal, processes: tuple[Isolated, Isolated], samples: Sequence[Message]) -> Verdict:
-    """Hold the agent, which runs in both processes, to every law; `samples` are messages of the topic that it reads."""
+def judge(
+    agent: Agent,
+    signal: Signal,
+    processes: tuple[Isolated, Isolated],
+    samples: Sequence[Message],
+    examples: int = EXAMPLES,
+) -> Verdict:
+    """Hold the agent, which runs in both processes, to every law; `samples` are messages of the topic that it reads,
+    `examples` so many generated ones."""
     seen = 0
     found: tuple[Broken, list[Record]] | None = None
 
@@ -85,7 +92,7 @@ def judge(agent: Agent, signal: Signal, processes: tuple[Isolated, Isolated], sa
             raise
 
     @settings(
-        max_examples=EXAMPLES, deadline=None, database=None, derandomize=True,
+        max_examples=examples, deadline=None, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink), report_multiple_bugs=False,
     )  # fmt: skip
     @given(st.lists(records_of(signal), min_size=1, max_size=5))

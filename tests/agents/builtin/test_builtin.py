@@ -45,7 +45,7 @@ def test_every_built_in_keeps_the_laws(name: str, table: pathlib.Path) -> None:
     own = {"table": str(table)} if name.startswith("enrich") else {}
     one, other = Here(name, **own), Here(name, **own)
     signal: Any = one.agent.reads.removesuffix("_raw")
-    verdict = laws.judge(one.agent, signal, (one, other), [])  # type: ignore[arg-type]
+    verdict = laws.judge(one.agent, signal, (one, other), [], examples=25)  # type: ignore[arg-type]
     assert not verdict.broken, str(verdict)
 
 
