@@ -152,6 +152,7 @@ class Writer:
         self.proxy = Proxy(port, target)
         self._settings = world.model_copy(update=own)
         self.process = Process(name, self._settings)
+        self._started = [self.process]
         self.group = Group(world.kafka.bootstrap_servers, name)
         self.name, self._world = name, world
         self.topic = f"{self.signal}_raw"
@@ -162,6 +163,7 @@ class Writer:
         [port] = free_ports(1)
         own = getattr(self._settings, self.name).model_copy(update={"health_port": port})
         process = Process(self.name, self._settings.model_copy(update={self.name: own}))
+        self._started.append(process)
         process.start()
         return process
 
@@ -222,7 +224,8 @@ class Writer:
         return {"clean": clean, **about["stores"][store], "kafka": about["kafka"]}
 
     def close(self) -> None:
-        self.process.close()
+        for each in self._started:
+            each.close()
         self.proxy.close()
 
 
