@@ -12,6 +12,7 @@ from pipeline.kafka.reader import Range, Reader
 from pipeline.record import schema
 from pipeline.settings import Settings
 
+STORE_WRITERS = ("pg_writer", "ch_writer")  # otlp_writer fills none of ours, and runs only where it is configured
 STORED: dict[str, tuple[schema.Signal, ...]] = {
     "pg_writer": ("metrics", "logs"), "ch_writer": schema.SIGNALS, "otlp_writer": schema.SIGNALS,
 }  # fmt: skip

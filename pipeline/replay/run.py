@@ -134,7 +134,7 @@ def _processes(folder: Folder, made: Changed) -> Iterator[_Running]:
     try:
         for agent in made.agents.values():
             running.start(agent.name, ["agents", "worker", str(agent.file), agent.name], env, made.code)
-        for writer in gaps.STORED:
+        for writer in gaps.STORE_WRITERS:
             running.start(writer, [writer], env, made.code)
         yield running
     finally:
@@ -175,7 +175,7 @@ def _store(folder: Folder, made: Changed, running: _Running, tell: Tell) -> None
     reader, groups = Reader(made.settings.kafka), Groups(made.settings.kafka)
     named = made.settings.kafka.named
     consumers: list[tuple[str, Sequence[str]]] = [(agent.name, (agent.reads,)) for agent in made.agents.values()]
-    consumers += [(writer, gaps.topics(writer, made.settings)) for writer in gaps.STORED]
+    consumers += [(writer, gaps.topics(writer, made.settings)) for writer in gaps.STORE_WRITERS]
     settled = 0
     while settled < 2:  # what an agent wrote after its readers were asked shows in the second look
         running.check()

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from pipeline import clickhouse
-from pipeline.agents.gaps import STORED, topics
+from pipeline.agents.gaps import STORE_WRITERS, topics
 from pipeline.kafka.groups import Groups
 from pipeline.kafka.reader import Reader
 from pipeline.record.schema import Signal
@@ -62,7 +62,7 @@ def audited(settings: Settings, within_s: float) -> None:
 
 
 def _differences(settings: Settings) -> str:
-    behind = {writer: lag(settings, writer) for writer in STORED}
+    behind = {writer: lag(settings, writer) for writer in STORE_WRITERS}
     try:
         said = pipeline(settings, "audit")
     except Failed as failure:

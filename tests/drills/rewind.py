@@ -21,7 +21,7 @@ from tests.drills.context import Context, Failed
 from tests.drills.exporters import MAKE
 from tests.drills.proof import audited, lag
 
-WRITERS = list(gaps.STORED)
+WRITERS = list(gaps.STORE_WRITERS)
 ROUNDS, SHORT_ROUNDS = 6, 1
 HOUR_MESSAGES, SHORT_HOUR_MESSAGES = 3000, 100  # of each signal
 BEFORE_MESSAGES = 20  # of each signal, older than the hour: they are not read again
