@@ -2,8 +2,10 @@
 
 import asyncio
 import http.server
+import socket
 import threading
 import time
+import urllib.parse
 import uuid
 from typing import Any
 
@@ -14,7 +16,8 @@ from structlog.testing import capture_logs
 
 from pipeline import clickhouse, otlp
 from pipeline.agents.ch_writer import TABLES, ClickHouseWriter
-from pipeline.clickhouse.inserts import Inserts
+from pipeline.clickhouse.body import body
+from pipeline.clickhouse.inserts import INSERT_SETTINGS, Inserts
 from pipeline.delivery import Delivery, Message
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.record import schema
@@ -258,6 +261,33 @@ def contents(store: Client) -> dict[str, list[Any]]:
     ).result_rows
     names = ["metrics_1m", *(name for (name,) in tables)]
     return {name: store.query(f"SELECT cityHash64(*) AS row FROM {name} ORDER BY row").result_rows for name in names}
+
+
+def test_an_insert_cut_between_two_parts_stores_nothing(store: Client, settings: Settings) -> None:
+    """A writer that dies while it sends leaves no row and no token: the same batch is stored whole by the next one."""
+    known, (value, records) = schema.of("logs"), container("logs")
+    form, parts = body(known, [value] * 10_000)
+    assert len(parts) > 2
+    token = uuid.uuid4().hex
+    asked = {**INSERT_SETTINGS, "insert_deduplication_token": token, "query": f"INSERT INTO logs_in FORMAT {form}"}
+    asked |= {"database": settings.clickhouse.database, "query_id": token}
+    url = urllib.parse.urlsplit(settings.clickhouse.url)
+    who = f"X-ClickHouse-User: {settings.clickhouse.user}\r\nX-ClickHouse-Key: {settings.clickhouse.password.get_secret_value()}"
+    with socket.create_connection((url.hostname or "", url.port or 0)) as dying:
+        head = (
+            f"POST /?{urllib.parse.urlencode(asked)} HTTP/1.1\r\nHost: x\r\n{who}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        dying.sendall(head.encode())
+        for part in parts[:-1]:
+            dying.sendall(b"%x\r\n%s\r\n" % (len(part), bytes(part)))
+        started = "SELECT count() FROM system.processes WHERE query_id = {id:String}"
+        while not store.query(started, parameters={"id": token}).first_row[0]:
+            time.sleep(0.02)
+    while store.query(started, parameters={"id": token}).first_row[0]:
+        time.sleep(0.02)
+    assert store.command("SELECT count() FROM logs_events") == 0
+    Inserts(settings.clickhouse, "logs_in").insert(known, [value] * 10_000, records=records * 10_000, token=token)
+    assert store.command("SELECT uniqExact(event_id) FROM logs_events") == records
 
 
 def test_every_table_behind_a_writer_remembers_tokens(store: Client) -> None:

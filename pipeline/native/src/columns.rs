@@ -34,7 +34,8 @@ enum Column {
 
 type Done<T> = Result<T, &'static str>;
 
-/// `values`, container files of records with these fields, as Native blocks of at most `rows` records (or one value).
+/// `values`, container files of records with these fields, as Native blocks that each end with the value that
+/// brings the `rows`th record.
 ///
 /// A field is its name and its type: `l` long, `i` int, `d` double, `r` float, `b` boolean, `s` string or bytes, `f16;`
 /// fixed, `e{a,b}` enum, `?0` or `?1` before the other type of a union with null there, `[` before the items of an
