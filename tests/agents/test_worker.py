@@ -8,6 +8,10 @@ from itertools import pairwise
 
 import faust
 import pytest
+import uvloop
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.metadata import MetadataRequest
 from hypothesis import given
 from hypothesis import strategies as st
 from mode.utils.queues import FlowControlEvent
@@ -15,7 +19,7 @@ from mode.utils.queues import FlowControlEvent
 from pipeline.agents.batch import join, known
 from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, by_days, token
 from pipeline.agents.waiting import Waiting
-from pipeline.agents.worker import _BytesBoundQueue
+from pipeline.agents.worker import _BytesBoundQueue, closed_is_broken
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.record import container, schema
@@ -317,3 +321,18 @@ def test_a_topic_made_anew_has_other_tokens() -> None:
     """The same place with another record, which its sync marker ends like every value, is another batch."""
     assert token([whole(b"first")]) != token([whole(b"other")])
     assert token([whole(b"first")]) == token([whole(b"first")])
+
+
+def test_a_connection_that_was_closed_a_moment_ago_is_a_broker_that_is_away(kafka: str) -> None:
+    """uvloop refuses to write to it with an error that aiokafka does not know, and that would end the process."""
+    host, _, port = kafka.partition(":")
+
+    async def sent() -> None:
+        connection = await create_conn(host, int(port))
+        connection._writer.transport.abort()
+        await asyncio.sleep(0)
+        await connection.send(MetadataRequest([]))
+
+    closed_is_broken()
+    with pytest.raises(KafkaConnectionError):
+        uvloop.run(sent())
