@@ -38,19 +38,24 @@ def audit(
 ) -> Report:
     """Compare the event_ids in Kafka with what readers of each store see, for receipts in `window`.
 
-    With `stores_of` the stores are another region's, which hold more than what came from this Kafka: that is not extra.
+    With `stores_of` the stores, and the dead letters of their writers, are another region's. They hold more than what
+    came from this Kafka: that is not extra.
 
     Nothing is written anywhere, no consumer group is touched. Raises Misconfigured where a topic or table is missing,
     Unavailable where Kafka or a store is away.
     """
     reader = Reader(settings.kafka)
-    sources = [topics.source(signal, settings.routes) for signal in signals]
+    sources = [topics.source(signal, settings) for signal in signals]
     topics.demand(reader.topics(), sources)
     found: dict[str, SignalReport] = {}
     for source in sources:
         kept_by = stores.of(source.signal, stores_of or settings)
-        for part, kafka in topics.read(reader, source, kept_by, window, progress).items():
-            tell = partial(topics.elsewhere, reader, kafka, progress=progress)
+        read = topics.read(reader, source, kept_by, window, progress)
+        if stores_of:
+            letters = topics.dead_letters(Reader(stores_of.kafka), topics.source(source.signal, stores_of), window)
+            read = {part: kafka.given_up(letters.get(part)) for part, kafka in read.items()}
+        for part, kafka in read.items():
+            tell = partial(topics.elsewhere, reader, source, kafka, progress=progress)
             judged = _judged(kafka, kept_by[part], window, _anywhere if stores_of else tell, progress)
             found[part] = SignalReport(InKafka.of(kafka), judged)
     routes = {each.signal: each.routed for each in sources}

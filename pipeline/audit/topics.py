@@ -3,7 +3,6 @@
 The topic of events holds the rows of all registered tables: each is a part of its own, and so judged alone.
 """
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,7 +18,7 @@ from pipeline.audit.sets import ID, Bools, Ids, ids_of, locate
 from pipeline.audit.window import Window
 from pipeline.errors import Misconfigured, Rejected
 from pipeline.kafka.reader import Message, Range, Reader
-from pipeline.settings import RoutesSettings
+from pipeline.settings import Settings
 
 Progress = Callable[[str, int, int | None], None]  # what is read, how much of it, of how much where that is known
 
@@ -74,21 +73,28 @@ class Kafka:
     dead_letters: DeadLetters
     horizon_us: int  # a row received before it may have lost its message to retention; 0: none may
 
+    def given_up(self, there: DeadLetters | None) -> "Kafka":
+        """The same, for the stores of another region: excused is what its writers dead-lettered, not what ours did."""
+        return replace(self, dead_letters=replace(self.dead_letters, ids=there.ids if there else {}))
+
 
 class Source(NamedTuple):
-    """The topics of a signal from which stores are filled: those of this region, by the routes; mirrors of them too."""
+    """The topics of a signal from which stores are filled: those of this region, by the routes, and the mirrors of them
+    from `regions`, whose records are stored here too. Other mirrors are not: their records are stored elsewhere."""
 
     signal: Signal
     routed: tuple[str, ...]
+    regions: tuple[str, ...]
 
     def names(self, topics: dict[str, int]) -> tuple[str, ...]:
         """The routed topics, then those of `topics` that are mirrored."""
-        mirrored = re.compile(rf"[a-z][a-z0-9_-]*\.({'|'.join(self.routed)})")
-        return *self.routed, *sorted(name for name in topics if mirrored.fullmatch(name))
+        mirrored = (f"{region}.{name}" for region in self.regions for name in self.routed)
+        return *self.routed, *sorted(name for name in mirrored if name in topics)
 
 
-def source(signal: Signal, routes: RoutesSettings) -> Source:
-    return Source(signal, ("events_raw",) if signal == "events" else routes.of(signal))
+def source(signal: Signal, settings: Settings) -> Source:
+    routed = ("events_raw",) if signal == "events" else settings.routes.of(signal)
+    return Source(signal, routed, settings.mirrored_regions)
 
 
 def demand(topics: dict[str, int], sources: Sequence[Source]) -> None:
@@ -140,7 +146,7 @@ def read(
             readings[signal].messages += inside
             if inside:
                 readings[signal].faults.append((_place(message), f"it says {part}: no such table is registered"))
-    dead = _dead_letters(reader, signal, [f"{topic}_dlq" for topic in topics if f"{topic}_dlq" in present], window)
+    dead = dead_letters(reader, source, window)
     horizon = horizon_us(reader, retained)
     found = {}
     for part, reading in readings.items():
@@ -180,14 +186,14 @@ def _place(message: Message) -> Place:
     return Place(message.topic, message.partition, message.offset)
 
 
-def elsewhere(reader: Reader, kafka: Kafka, ids: Ids, progress: Progress) -> Bools:
+def elsewhere(reader: Reader, source: Source, kafka: Kafka, ids: Ids, progress: Progress) -> Bools:
     """Which of the sorted, distinct `ids` are in the topics outside what was read of them: before it, or come since.
 
     And in the raw topics, from which a store was filled before agents stood between.
     """
     was_read = {(each.topic, each.partition): (each.start, each.end) for each in kafka.ranges}
     since, before = [], []
-    raw = Source(kafka.signal, (f"{kafka.signal}_raw",)).names(reader.topics())
+    raw = source._replace(routed=(f"{source.signal}_raw",)).names(reader.topics())
     for now in reader.retained(dict.fromkeys((*kafka.topics, *raw))):
         start, end = was_read.get((now.topic, now.partition), (now.start, now.start))
         since.append(replace(now, start=max(now.start, end)))
@@ -238,8 +244,10 @@ def horizon_us(reader: Reader, retained: list[Range]) -> int:
     return horizon
 
 
-def _dead_letters(reader: Reader, signal: Signal, topics: list[str], window: Window) -> dict[str, DeadLetters]:
+def dead_letters(reader: Reader, source: Source, window: Window) -> dict[str, DeadLetters]:
     """By part, from the window's start to now: a message may be dead-lettered long after its receipt."""
+    present, signal = reader.topics(), source.signal
+    topics = [name for name in (f"{topic}_dlq" for topic in source.names(present)) if name in present]
     parts: dict[str, DeadLetters] = defaultdict(DeadLetters)
     ids: dict[tuple[str, str], bytearray] = defaultdict(bytearray)
     ranges = reader.between(reader.retained(topics), window.start_ms, None)

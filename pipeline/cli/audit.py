@@ -53,12 +53,17 @@ def audit(  # noqa: PLR0913, PLR0917 - options
 
 
 def _of(region: str, loaded: Settings) -> Settings:
-    """The settings with Kafka and stores of a region of the topology."""
+    """The settings with Kafka and stores of a region of the topology, and the regions whose records it stores."""
     from pipeline import regions
 
     topology = regions.load(loaded)
     if region not in topology.regions:
         raise Misconfigured(f"There is no region {region!r}; there are {', '.join(topology.regions)}.")
     own = topology.regions[region]
-    parts = {"kafka": own.kafka, "postgres": own.postgres_settings, "clickhouse": own.clickhouse}
+    parts = {
+        "kafka": own.kafka,
+        "postgres": own.postgres_settings,
+        "clickhouse": own.clickhouse,
+        "mirrored_regions": topology.mirrored_into(region),
+    }
     return loaded.model_copy(update=parts)

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pipeline import maintain
 from pipeline.audit import Signal, Window, audit
 from pipeline.errors import Misconfigured, Unavailable
-from pipeline.settings import ClickHouseSettings, KafkaSettings, Settings
+from pipeline.settings import ClickHouseSettings, KafkaSettings, RoutesSettings, Settings
 from tests.audit.world import HOUR_AGO_NS, MINUTE_NS, World, file, record
 
 COUNTS = (
@@ -284,7 +284,8 @@ def test_an_emptied_partition_does_not_hide_an_alien(world: World) -> None:
 
 
 def test_mirrored_topics_count_and_transactions_do_not_hang(world: World) -> None:
-    """`<region>.logs_raw` is part of the signal; aborted records and markers are passed over, an open end is no end."""
+    """`<region>.logs_raw` is part of the signal; aborted records and markers are passed over, an open end is no end. What
+    is mirrored from a region whose records are stored elsewhere is awaited nowhere here."""
     servers = world.settings.kafka.bootstrap_servers
     admin = AdminClient({"bootstrap.servers": servers})
     for future in admin.create_topics([NewTopic("eu.logs_raw", 1, 1)]).values():
@@ -299,6 +300,8 @@ def test_mirrored_topics_count_and_transactions_do_not_hang(world: World) -> Non
     mirror.begin_transaction()
     mirror.produce("eu.logs_raw", file("logs", [record("logs", "open")]), headers={"records": b"1"})
     mirror.flush(10)
+    assert world.found("logs")["kafka"]["topics"] == ["logs_raw"]
+    world.settings = world.settings.model_copy(update={"mirrored_regions": ("eu",)})
     world.store("logs", [record("logs", "kept")])
     started = time.monotonic()
     found = world.found("logs")
@@ -306,6 +309,23 @@ def test_mirrored_topics_count_and_transactions_do_not_hang(world: World) -> Non
     assert (found["verdict"], found["kafka"]["records"]) == ("clean", 1)
     assert found["kafka"]["topics"] == ["logs_raw", "eu.logs_raw"]
     mirror.abort_transaction(30)
+
+
+def test_what_another_region_dead_lettered_is_not_missing_there(world: World) -> None:
+    """Records of this Kafka in the stores of another region: its own writers' dead letters excuse, ours do not."""
+    admin = AdminClient({"bootstrap.servers": world.settings.kafka.bootstrap_servers})
+    for future in admin.create_topics([NewTopic(name, 1, 1) for name in ("eu.logs_norm", "eu.logs_norm_dlq")]).values():
+        future.result()
+    records = [record("logs", name) for name in ("stored", "given up there", "given up here")]
+    world.publish("logs", records)
+    world.store("logs", records[:1])
+    for dead_letters, given_up in (("eu.logs_norm_dlq", records[1]), ("logs_raw_dlq", records[2])):
+        world.send(dead_letters, file("logs", [given_up]), {"dlq_topic": dead_letters[:-4], "dlq_writer": "ch_writer"})
+    stored = {"mirrored_regions": ("eu",), "routes": RoutesSettings(logs=("logs_norm",))}
+    there = world.settings.model_copy(update=stored)
+    report = audit(world.settings, signals=["logs"], stores_of=there).as_dict()
+    found = report["signals"]["logs"]["stores"]["clickhouse"]
+    assert (found["dead_lettered"], found["missing"]) == (1, 1)
 
 
 def test_nothing_is_committed_or_joined(world: World) -> None:
