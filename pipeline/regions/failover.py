@@ -6,7 +6,7 @@ Every step is judged by the state of the world alone: a command that was cut off
 import asyncio
 import datetime
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -225,19 +225,21 @@ class Failover(_Pair):
     def lost(self) -> list[Lost]:
         """By topic, what the source was seen to have and the target lacks; empty where everything came over."""
         seen, at = status.noted(self.link, self.names, self.topology), self.positions()
-        newest_ms = status.newest(
-            self.target,
-            self.target.retained(name for name in map(self._mirror, self.names) if name in self.target.topics()),
-        )
+        present = self.target.topics()
+        held = self.target.retained(name for name in map(self._mirror, self.names) if name in present)
+        newest_ms = status.newest(self.target, held)
         found = []
         for name in self.names:
-            own = {place: each for place, each in seen.items() if place[0] == name}
-            count = sum(max(0, each.end - at.get(place, 0)) for place, each in own.items())
-            start = _time(newest_ms.get(self._mirror(name)))
+            mirror = self._mirror(name)
+            own = {partition: each for (topic, partition), each in seen.items() if topic == name}
+            left = {n: each.end - at.get((name, n), 0) for n, each in own.items()}
+            lacking = [n for n, count in left.items() if count > 0] if own else range(present.get(mirror, 0))
+            start = _earliest([newest_ms.get((mirror, n)) for n in lacking])
             if not own:
                 found.append(Lost(name, None, start, _time(time.time_ns() // 10**6)))
-            elif count:
-                found.append(Lost(name, count, start, _time(max(each.time_ms for each in own.values()))))
+            elif lacking:
+                end = _time(max(each.time_ms for each in own.values()))
+                found.append(Lost(name, sum(left[n] for n in lacking), start, end))
         return found
 
     def _count(self, course: Course) -> None:
@@ -352,7 +354,11 @@ def _offset(at: Mapping[links.Partition, Committed], held: Range) -> int:
     return at[place].offset if place in at else 0
 
 
-def _time(ms: int | None) -> str:
-    if ms is None:
-        return "the first on"
+def _earliest(times_ms: Sequence[int | None]) -> str:
+    """Of the newest mirrored messages of some partitions; one that has none lacks all from its first."""
+    known = [ms for ms in times_ms if ms is not None]
+    return _time(min(known)) if known and len(known) == len(times_ms) else "the first on"
+
+
+def _time(ms: int) -> str:
     return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).isoformat(timespec="milliseconds")

@@ -149,7 +149,9 @@ def _link(link: Link, names: list[str], topology: Topology) -> LinkStatus:
         groups = _translated(links.checkpoints(target, link.source))
         present = target.topics()
         here = target.retained(name for name in (f"{link.source}.{name}" for name in names) if name in present)
-        newest_ms = newest(target, here)
+        newest_ms: dict[str, int] = {}
+        for (topic, _), time_ms in newest(target, here).items():
+            newest_ms[topic] = max(time_ms, newest_ms.get(topic, 0))
         minute = target.between(here, time.time_ns() // 10**6 - MINUTE_MS, None)
     except Unavailable as away:
         return LinkStatus(link.source, link.target, f"{link.target} does not answer: {away}", None)
@@ -202,12 +204,13 @@ def behind(link: Link, names: Sequence[str], source: Reader, target: Reader) -> 
     }
 
 
-def newest(reader: Reader, ranges: Sequence[Range]) -> dict[str, int]:
-    """By topic, the latest timestamp among the last messages of `ranges`, ms; topics without messages are left out."""
+def newest(reader: Reader, ranges: Sequence[Range]) -> dict[links.Partition, int]:
+    """By partition, the latest timestamp among the last messages of `ranges`, ms; empty ones are left out."""
     last = [replace(each, start=max(each.start, each.end - 3)) for each in ranges]  # markers have offsets too
-    found: dict[str, int] = {}
+    found: dict[links.Partition, int] = {}
     for message in reader.read(last):
-        found[message.topic] = max(message.timestamp_ms, found.get(message.topic, 0))
+        place = message.topic, message.partition
+        found[place] = max(message.timestamp_ms, found.get(place, 0))
     return found
 
 

@@ -51,6 +51,7 @@ class Region(BaseModel):
     ] = None
     ca_file: Annotated[str | None, Field(description="PEM; default: the system's.")] = None
     clickhouse_url: Text
+    clickhouse_database: Text = "default"
     postgres: Annotated[Text, Field(description="Host, port, user and dbname; no password.")]
     writers: Annotated[Names, Field(description="Whose records its writers store, itself included.")]
     recovery: Recovery
@@ -70,12 +71,14 @@ class Region(BaseModel):
 
     @property
     def clickhouse(self) -> ClickHouseSettings:
+        own = ClickHouseSettings(url=self.clickhouse_url, database=self.clickhouse_database)
         if self.credentials is None:
-            return ClickHouseSettings(url=self.clickhouse_url)
-        return ClickHouseSettings(
-            url=self.clickhouse_url,
-            user=self._secret("CLICKHOUSE_USER"),
-            password=SecretStr(self._secret("CLICKHOUSE_PASSWORD")),
+            return own
+        return own.model_copy(
+            update={
+                "user": self._secret("CLICKHOUSE_USER"),
+                "password": SecretStr(self._secret("CLICKHOUSE_PASSWORD")),
+            }
         )
 
     @property
