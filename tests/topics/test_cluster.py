@@ -10,6 +10,7 @@ from pipeline import topics
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.kafka.admin import Cluster
 from pipeline.settings import KafkaSettings, Settings
+from tests.agents.kafka_tools import CONFIGS, kafka_tool
 
 
 @pytest.fixture
@@ -45,11 +46,14 @@ def test_the_shipped_topics_are_applied_at_once_and_once(kafka: str) -> None:
 
 
 def test_drift_is_seen_and_repaired(cluster: Cluster, kafka: str) -> None:
-    """A changed value, a removed one and one that no file knows are found, whoever made them, and put right."""
+    """A changed value, a removed one and one that no file knows, by Kafka's own tool, are found and put right."""
     topic = declared()
     topics.apply(topics.plan([topic], cluster), cluster)
-    stranger = Cluster(KafkaSettings(bootstrap_servers=kafka))
-    stranger.configure(topic.name, {"retention.ms": "1", "max.message.bytes": None, "segment.bytes": "1048576"})
+    settings = Settings(kafka=KafkaSettings(bootstrap_servers=kafka))
+    kafka_tool(
+        CONFIGS, settings, "--alter", "--topic", topic.name, "--delete-config", "max.message.bytes",
+        "--add-config", "retention.ms=1,segment.bytes=1048576",
+    )  # fmt: skip
     planned = topics.plan([topic], cluster)
     assert [change.after for change in planned] == [
         {"max.message.bytes": "1048576", "retention.ms": "3600000", "segment.bytes": None}
