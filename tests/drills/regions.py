@@ -1,41 +1,60 @@
-"""Two edges and a centre under load: the link cut, MirrorMaker and brokers killed, a region lost for good and back.
+"""Two edges and a centre under load: all of them active, the link cut, MirrorMaker and brokers killed, a region lost for
+good in the middle of it, and back.
 
-What both edges answered OK is at the centre once; status tells the truth all along; what was lost with a region is
-named by count and time.
+What both edges answered OK is at the centre once, but for what the lost region had not mirrored: that is named by count
+and time. Status tells the truth all along.
 """
 
 import contextlib
+import datetime
 import random
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import psutil
 
 from pipeline import topics
+from pipeline.kafka.groups import Groups
+from pipeline.kafka.reader import Reader
 from pipeline.local import Regions
 from pipeline.local.stack import MIRROR_MAKER
 from pipeline.regions import Topology, status
 from pipeline.regions.failover import Failback, Failover, Lost, carry_out
+from pipeline.regions.topology import Link
 from pipeline.settings import Settings
+from tests.bench import measured
 from tests.drills.context import Context, Failed
 from tests.drills.proof import pipeline
 from tests.regions import world
-from tests.regions.world import Load
+from tests.regions.world import BATCH, Load
 
-LOAD_S, SHORT_LOAD_S = 60, 10
-CUT_S, SHORT_CUT_S = 600, 40
-WITHIN_S = 180.0
+EDGES = ("eu", "us")
+PAIR = tuple(Link(source=one, target=other, topics=("*_raw",)) for one, other in (EDGES, EDGES[::-1]))
+ACTIVE_S, SHORT_ACTIVE_S = 600, 20
+CUT_S, SHORT_CUT_S = 600, 60
+UNMIRRORED_S = 15  # of load that the lost region answers while nothing comes over
+LOAD_S = 10
+WITHIN_S = 240.0
+SAID_BROKEN_WITHIN_S = status.BROKEN_AFTER_S + 30.0  # a region that is away is waited for
+ACCURATE_TO_S = 20.0
 
 
 def drill(context: Context) -> str:
     regions, settings = world.regions_on_free_ports(context.home / "regions")
-    regions.wipe()
+    mirrored = (*regions.topology.links, *PAIR)
+    active = Regions(regions.topology.model_copy(update={"links": mirrored}), settings, context.tell)
+    active.wipe()
+    said = []
     try:
-        regions.up()
-        return "; ".join(_course(context, regions, settings))
+        active.up()
+        for what in _course(context, active, regions, settings):
+            context.tell(what)
+            said.append(what)
+        return "; ".join(said)
     except BaseException:
         for alias, each in settings.items():
             logs = context.home / "logs" / alias
@@ -44,25 +63,164 @@ def drill(context: Context) -> str:
                 shutil.copytree(each.local.home / "log", logs)
         raise
     finally:
-        regions.wipe()
+        active.wipe()
 
 
-def _course(context: Context, regions: Regions, settings: dict[str, Settings]) -> Iterator[str]:
-    topology, edges = regions.topology, {alias: settings[alias] for alias in ("eu", "us")}
-    load_s = SHORT_LOAD_S if context.short else LOAD_S
-    load = Load(edges)
-    with _watching(topology, settings["central"]):
+def _course(context: Context, active: Regions, regions: Regions, settings: dict[str, Settings]) -> Iterator[str]:
+    load = Load({alias: settings[alias] for alias in EDGES})
+    load.start()
+    yield _grows_not(active, settings, load, SHORT_ACTIVE_S if context.short else ACTIVE_S)
+    for alias in EDGES:
+        active.stacks[alias].stop([MIRROR_MAKER])
+    with Watch(regions.topology, settings["central"]) as watch:
+        load = Load({alias: settings[alias] for alias in EDGES}, load.next)
         load.start()
-        time.sleep(load_s)
-        yield _once(load, settings, "under load")
-        yield _cut(context, regions, settings, SHORT_CUT_S if context.short else CUT_S)
+        yield _cut(regions, watch, SHORT_CUT_S if context.short else CUT_S)
         yield _once(load, settings, "after the cut")
-        for what in _kills(context, regions):
+        for what in _kills(context, regions, watch):
             yield _once(load, settings, what)
         load.finish()
         _closes(settings)
-        yield "every audit clean"
-    yield failed_over(context, regions, settings, load.next)
+        yield f"every audit clean, and {watch.judged()} looks of status told the truth"
+    yield _lost_for_good(context, regions, settings, load.next)
+
+
+class Look(NamedTuple):
+    """What status said of one source between `start` and `end`."""
+
+    source: str
+    start: float
+    end: float
+    broken: str
+    lag_s: float | None  # of what the load writes
+
+
+class Fault(NamedTuple):
+    """Links of `source` were cut from `start` to `end`, and work again since `works`."""
+
+    source: str
+    start: float
+    end: float
+    works: float
+
+
+class Watch(threading.Thread):
+    """What `pipeline regions status --watch` does, again and again; what it said is held against what was done."""
+
+    def __init__(self, topology: Topology, settings: Settings) -> None:
+        super().__init__(daemon=True)
+        self._topology, self._settings = topology, settings
+        self._stop_now = threading.Event()
+        self.looks: list[Look] = []
+        self._faults: list[Fault] = []
+        self._failure: Exception | None = None
+
+    def __enter__(self) -> "Watch":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_now.set()
+        self.join()
+
+    def run(self) -> None:
+        try:
+            while not self._stop_now.wait(1):
+                status.note(self._topology, self._settings)
+                start = time.monotonic()
+                found = status.look(self._topology, self._settings)
+                for link in found:
+                    lag_s = next((topic.lag_s for topic in link.topics if topic.topic == "logs_raw"), None)
+                    self.looks.append(Look(link.source, start, time.monotonic(), link.broken, lag_s))
+        except Exception as failure:
+            self._failure = failure
+
+    @contextlib.contextmanager
+    def fault(self, *sources: str) -> Iterator[float]:
+        """The links of these are cut as long as this lasts; returns once status says that they work."""
+        start = time.monotonic()
+        yield start
+        end = time.monotonic()
+        if not measured.wait_until(lambda: not any(self._broken(source) for source in sources), WITHIN_S):
+            raise Failed(f"{WITHIN_S:.0f} s after {', '.join(sources)} was whole again, status calls it broken.")
+        self._faults += [Fault(source, start, end, time.monotonic()) for source in sources]
+
+    def says_broken(self, *sources: str) -> None:
+        """Wait until it does; raise Failed where it takes too long."""
+        if not measured.wait_until(lambda: all(self._broken(source) for source in sources), SAID_BROKEN_WITHIN_S):
+            raise Failed(f"{', '.join(sources)} is cut for {SAID_BROKEN_WITHIN_S:.0f} s, and status calls it whole.")
+
+    def judged(self) -> int:
+        """How many looks there were; raise Failed with one that was wrong."""
+        if self._failure is not None:
+            raise Failed(f"Status ended with {self._failure!r}.")
+        for look in self.looks:
+            faults = [each for each in self._faults if each.source == look.source]
+            during = [each for each in faults if each.start + SAID_BROKEN_WITHIN_S < look.start and look.end < each.end]
+            near = [each for each in faults if each.start < look.end and look.start < each.works]
+            if during and not look.broken:
+                raise Failed(
+                    f"{look.source} was cut for {look.start - during[0].start:.0f} s, and status called it whole."
+                )
+            if look.broken and not near:
+                raise Failed(f"Nothing was wrong with {look.source}, and status said: {look.broken}")
+        return len(self.looks)
+
+    def _broken(self, source: str) -> bool:
+        """As the last look found it."""
+        own = [look for look in self.looks if look.source == source]
+        return bool(own and own[-1].broken)
+
+
+def _grows_not(active: Regions, settings: dict[str, Settings], load: Load, active_s: float) -> str:
+    """While eu and us mirror each other and both take logs, nothing else grows, and each log comes over once."""
+    written = {*((alias, "logs_raw") for alias in EDGES), *_mirrors(active.topology)}
+    time.sleep(LOAD_S)  # MirrorMaker makes topics of its own when it starts
+    if not measured.wait_until(lambda: all(_count(settings[at], name) for at, name in written), WITHIN_S):
+        raise Failed("Not everything that is written comes over.")
+    before = {alias: _ends(each) for alias, each in settings.items()}
+    time.sleep(active_s)
+    load.finish()
+    said = _once(load, settings, f"all active for {active_s:.0f} s")
+    wrong: dict[str, str] = {}
+
+    def equal() -> bool:
+        wrong.clear()
+        for at, name in _mirrors(active.topology):
+            source, _, topic = name.partition(".")
+            sent, came = _count(settings[source], topic), _count(settings[at], name)
+            if sent != came:
+                wrong[f"{name} at {at}"] = f"{sent} messages in {source}, {came} came over"
+        return not wrong
+
+    measured.wait_until(equal, WITHIN_S)
+    for alias, each in settings.items():
+        for (topic, partition), end in _ends(each).items():
+            if (alias, topic) not in written and end != before[alias].get((topic, partition)):
+                wrong[f"{topic} [{partition}] at {alias}"] = f"{before[alias].get((topic, partition))} became {end}"
+    if wrong:
+        raise Failed(f"Something grows that nobody writes: {wrong}")
+    return f"{said}, and nothing grew that nobody writes"
+
+
+def _mirrors(topology: Topology) -> list[tuple[str, str]]:
+    """Region and name of every mirror of the logs."""
+    return [(link.target, f"{link.source}.logs_raw") for link in topology.links]
+
+
+def _ends(settings: Settings) -> dict[tuple[str, int], int]:
+    """Of every topic but those in which Kafka and MirrorMaker keep account of themselves."""
+    reader = Reader(settings.kafka)
+    names = [
+        name for name in reader.topics() if not name.startswith("__") and not name.endswith(("heartbeats", ".internal"))
+    ]
+    return {(each.topic, each.partition): each.end for each in reader.retained(names)}
+
+
+def _count(settings: Settings, topic: str) -> int:
+    """Messages, without the markers of transactions."""
+    reader = Reader(settings.kafka)
+    return sum(1 for _ in reader.read(reader.retained([topic])))
 
 
 def _once(load: Load, settings: dict[str, Settings], when: str) -> str:
@@ -75,77 +233,92 @@ def _once(load: Load, settings: dict[str, Settings], when: str) -> str:
     return f"{when}: {len(wanted)} at the centre once, {both} of them sent to both"
 
 
-def _cut(context: Context, regions: Regions, settings: dict[str, Settings], cut_s: float) -> str:
-    """MirrorMaker stands still: the regions run, and nothing comes over."""
-    process = _process(regions, "central", MIRROR_MAKER)
-    process.suspend()
-    try:
-        time.sleep(cut_s)
-        told = [link for link in status.look(regions.topology, settings["central"]) if link.broken]
-        if len(told) != 2:
-            raise Failed(f"{cut_s} s after MirrorMaker stood still {len(told)} of 2 links are called broken.")
-        behind = sum(topic.lag_messages or 0 for link in told for topic in link.topics)
-        if not behind:
-            raise Failed("The load goes on, and nothing is called behind.")
-    finally:
-        process.resume()
-    resumed = time.monotonic()
-    while any(
-        link.broken or any(topic.lag_s is None or topic.lag_s > 5 for topic in link.topics)
-        for link in status.look(regions.topology, settings["central"])
-    ):
-        if time.monotonic() - resumed > WITHIN_S:
-            raise Failed(f"{WITHIN_S:.0f} s after MirrorMaker went on a link is still broken or behind.")
-    return f"cut for {cut_s:.0f} s, {behind} messages behind, latency back after {time.monotonic() - resumed:.0f} s"
+def _cut(regions: Regions, watch: Watch, cut_s: float) -> str:
+    """MirrorMaker stands still: the regions run, and nothing comes over. Status says since when."""
+    with watch.fault(*EDGES) as start:
+        process = _process(regions, "central", MIRROR_MAKER)
+        process.suspend()
+        try:
+            time.sleep(cut_s)
+            watch.says_broken(*EDGES)
+        finally:
+            process.resume()
+            resumed = time.monotonic()
+    for look in watch.looks:
+        if start + ACCURATE_TO_S < look.start and look.end < resumed:
+            least, most = look.start - start - ACCURATE_TO_S, look.end - start + ACCURATE_TO_S
+            if look.lag_s is None or not least < look.lag_s < most:
+                raise Failed(
+                    f"{look.source} is cut for {look.end - start:.0f} s, status says behind by {look.lag_s} s."
+                )
+
+    def caught_up() -> bool:
+        last = watch.looks[-len(EDGES) :]
+        return all(look.start > resumed and look.lag_s is not None and look.lag_s < 5 for look in last)
+
+    if not measured.wait_until(caught_up, WITHIN_S):
+        raise Failed(f"{WITHIN_S:.0f} s after MirrorMaker went on a link is still behind: {watch.looks[-2:]}")
+    return f"cut for {resumed - start:.0f} s, latency back after {time.monotonic() - resumed:.0f} s"
 
 
-def _kills(context: Context, regions: Regions) -> Iterator[str]:
-    """kill -9, and start again: MirrorMaker, a broker at either side."""
+def _kills(context: Context, regions: Regions, watch: Watch) -> Iterator[str]:
+    """kill -9, and start again: MirrorMaker, a broker at either side. Status says who is away."""
     chance = random.Random(context.seed)
-    victims = [("central", MIRROR_MAKER), ("central", "kafka"), (chance.choice(("eu", "us")), "kafka")]
+    edge = chance.choice(EDGES)
+    victims: list[tuple[str, str, Sequence[str]]] = [
+        ("central", MIRROR_MAKER, EDGES), ("central", "kafka", EDGES), (edge, "kafka", [edge]),
+    ]  # fmt: skip
     chance.shuffle(victims)
-    for alias, name in victims:
-        process = _process(regions, alias, name)
-        process.send_signal(signal.SIGKILL)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.wait(10)
-        regions.stacks[alias].start([name])
+    for alias, name, cut in victims:
+        with watch.fault(*cut):
+            _kill(regions, alias, name)
+            watch.says_broken(*cut)
+            regions.stacks[alias].start([name])
         yield f"{name} of {alias} killed"
 
 
-def failed_over(context: Context, regions: Regions, settings: dict[str, Settings], first: int) -> str:
-    """eu is gone for good under load: what it lost is named, what came over is there once; then it is back, empty."""
+def _lost_for_good(context: Context, regions: Regions, settings: dict[str, Settings], first: int) -> str:
+    """eu is gone in the middle of load, with what did not come over: that is named; then it is back, empty."""
     topology, central = regions.topology, settings["central"]
-    load = Load({"eu": settings["eu"]}, first)
-    with _watching(topology, central):
+    load = Load({alias: settings[alias] for alias in EDGES}, first)
+    with Watch(topology, central):
         load.start()
-        time.sleep(SHORT_LOAD_S)
+        time.sleep(LOAD_S)
+        _kill(regions, "central", MIRROR_MAKER)
+        time.sleep(UNMIRRORED_S)
         for name in ("kafka", "gateway"):
-            _process(regions, "eu", name).kill()
+            _kill(regions, "eu", name)
         gone = time.monotonic()
+        regions.stacks["central"].start([MIRROR_MAKER])
+        time.sleep(LOAD_S)
         load.finish()
-    move = Failover(topology, central, ("eu", "central"))
-    named = carry_out(move, lambda step: context.tell(f"  {step}"), WITHIN_S).lost
-    took_s = time.monotonic() - gone
-    held = world.in_clickhouse(central)
-    lost = load.all_answered - held.keys()
-    if any(count > 1 for count in held.values()):
-        raise Failed("The failover doubled records.")
-    said = _judge(load, lost, named)
+        course = carry_out(
+            Failover(topology, central, ("eu", "central")), lambda step: context.tell(f"  {step}"), WITHIN_S
+        )
+        took_s = time.monotonic() - gone
+        held = world.settled(set(load.answered["us"]), central, WITHIN_S)
+    if not load.answered["us"].keys() <= held.keys() or any(count > 1 for count in held.values()):
+        raise Failed("With eu gone, records of us are lacking at the centre, or some are doubled.")
+    said = _named(load, load.all_answered - held.keys(), course.lost)
     _back(context, regions, settings, load.next)
-    return f"failover in {took_s:.0f} s: {said}; failback closes"
+    return f"failover in {took_s:.0f} s: {said}; failback closes, every audit clean"
 
 
-def _judge(load: Load, lost: set[int], named: list[Lost]) -> str:
-    """The window named holds every answer that was lost before eu was last seen, and the count is not less."""
+def _named(load: Load, lost: set[int], named: Sequence[Lost]) -> str:
+    """What is said to be lost is what is: between its times, and not fewer or more messages than there can be."""
+    if not lost or [each.topic for each in named] != ["logs_raw"] or named[0].messages is None:
+        raise Failed(f"{len(lost)} records are lost, and named is {named}.")
     times = load.answered["eu"]
-    count = sum(each.messages or 0 for each in named)
-    if lost and not named:
-        oldest = max(times.values()) - min(times[number] for number in lost)
-        if oldest > 10:
-            raise Failed(f"{len(lost)} records of the last {oldest:.0f} s are lost, and none is named.")
-    seconds = max(times.values()) - min((times[number] for number in lost), default=max(times.values()))
-    return f"{len(lost)} records of the last {seconds:.1f} s lost (RPO), {count} messages named: {' '.join(map(str, named))}"
+    start, end = (datetime.datetime.fromisoformat(text).timestamp() for text in (named[0].start, named[0].end))
+    before = [number for number in lost if times[number] < start]
+    if before:
+        raise Failed(f"{len(before)} records are lost that were answered before {named[0].start}, the start named.")
+    least = len({number // BATCH for number in lost if times[number] < end})
+    most = len({number // BATCH for number in times if times[number] >= start})
+    if not least <= named[0].messages <= most:
+        raise Failed(f"{named[0].messages} messages are named as lost; {least} to {most} can be.")
+    seconds = max(times.values()) - min(times[number] for number in lost)
+    return f"{len(lost)} records of the last {seconds:.1f} s lost (RPO), named: {named[0]}"
 
 
 def _back(context: Context, regions: Regions, settings: dict[str, Settings], first: int) -> None:
@@ -155,26 +328,30 @@ def _back(context: Context, regions: Regions, settings: dict[str, Settings], fir
     shutil.rmtree(settings["eu"].local.home / "kafka")
     eu.start(["kafka"])
     topics.apply_all(settings["eu"])
+    since = datetime.datetime.now(datetime.UTC).isoformat()
     eu.start(["gateway", "pg_writer", "ch_writer"])
     load = Load({"eu": settings["eu"]}, first)
     load.start()
     central.stop([MIRROR_MAKER])
+    if not measured.wait_until(lambda: not Groups(settings["central"].kafka).busy("eu-mm2"), WITHIN_S):
+        raise Failed("MirrorMaker is stopped, and its group is still busy.")
     move = Failback(regions.topology, settings["central"], ("eu", "central"))
     move.act(move.look())
     central.start([MIRROR_MAKER])
-    time.sleep(SHORT_LOAD_S)
+    time.sleep(LOAD_S)
     load.finish()
     carry_out(move, lambda step: context.tell(f"  {step}"), WITHIN_S)
     found = world.settled(load.all_answered, settings["central"], WITHIN_S)
     missing = load.all_answered - found.keys()
     if missing or not load.all_answered or any(count > 1 for count in found.values()):
         raise Failed(f"After the failback {len(missing)} of {len(load.all_answered)} records are not at the centre.")
+    _closes(settings, ("--from", since))  # eu's stores have what its Kafka has lost
 
 
-def _closes(settings: dict[str, Settings]) -> None:
+def _closes(settings: dict[str, Settings], window_of_eu: tuple[str, ...] = ()) -> None:
     """Each region's own stores, and the centre's for each edge."""
     deadline = time.monotonic() + WITHIN_S
-    for words in (["--region", "eu"], ["--region", "us"], ["--region", "central"],
+    for words in (["--region", "eu", *window_of_eu], ["--region", "us"], ["--region", "central"],
                   ["--region", "eu", "--at", "central"], ["--region", "us", "--at", "central"]):  # fmt: skip
         while True:
             try:
@@ -191,19 +368,8 @@ def _process(regions: Regions, alias: str, name: str) -> psutil.Process:
     return psutil.Process(next(row["pid"] for row in rows if row["name"] == name))
 
 
-@contextlib.contextmanager
-def _watching(topology: Topology, settings: Settings) -> Iterator[None]:
-    """What `pipeline regions status --watch` notes."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(1):
-            status.note(topology, settings)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
+def _kill(regions: Regions, alias: str, name: str) -> None:
+    process = _process(regions, alias, name)
+    process.send_signal(signal.SIGKILL)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.wait(10)

@@ -32,14 +32,14 @@ def regions_on_free_ports(home: pathlib.Path) -> tuple[Regions, dict[str, Settin
     )
     path = home / "topology.yaml"
     write(topology, path)
-    [mirror_port] = free_ports(1)
+    mirror_ports = dict(zip(ports, free_ports(len(ports)), strict=True))
     own = {
         alias: each.model_copy(
             update={
                 "region": alias,
                 "topology": path,
                 "mirrored_regions": topology.mirrored_into(alias),
-                "local": each.local.model_copy(update={"mirror_maker_port": mirror_port}),
+                "local": each.local.model_copy(update={"mirror_maker_port": mirror_ports[alias]}),
             }
         )
         for alias, each in ports.items()
