@@ -378,7 +378,7 @@ class _Agents:
             under_way: asyncio.Queue[tuple[asyncio.Task[None], list[Any]]] = asyncio.Queue()
             tasks = [
                 asyncio.create_task(_or_stop(_deliver(waiting, delivery, under_way, self._slots))),
-                asyncio.create_task(_or_stop(_acknowledge(stream, under_way, self._slots))),
+                asyncio.create_task(_or_stop(_acknowledge(stream, waiting, under_way, self._slots))),
             ]
             try:
                 await _or_stop(_take(stream, own.batch_within_s, waiting))
@@ -423,16 +423,18 @@ def _records(event: Any) -> int:
 async def _deliver(
     waiting: Waiting[Any], delivery: Delivery, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore
 ) -> None:
-    """Deliver what waits, a batch for each free slot."""
+    """Deliver what is ready, a batch for each free slot."""
     while True:
-        await waiting.some()
+        await waiting.ready()
         await slots.acquire()
         batch = await waiting.take()
         delivering = asyncio.create_task(delivery.deliver([_message(event) for event in batch]))
         under_way.put_nowait((delivering, batch))
 
 
-async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore) -> None:
+async def _acknowledge(
+    stream: Any, waiting: Waiting[Any], under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore
+) -> None:
     """Acknowledge batches in the order they were taken, each when it is delivered."""
     freshness = metrics.FRESHNESS_SECONDS.labels(stream.app.conf.id)
     while True:
@@ -442,6 +444,7 @@ async def _acknowledge(stream: Any, under_way: "asyncio.Queue[Any]", slots: asyn
         for event in events:
             await stream.ack(event)
         slots.release()
+        await waiting.done()
 
 
 def _stop_after(task: "asyncio.Task[None]") -> None:
