@@ -38,19 +38,19 @@ ENGINE = Null;
 --                                 insert        merge, a merged row   bytes a row
 --   ZSTD(1) everywhere            6.2 us        3.2, 4.2 us           85
 --   as below                      5.4, 6.1 us   1.9, 1.9 us           91
--- Of an insert, reading Avro is 2.5 us, both indexes and the sorting about 0.3 each (within twice the noise).
+-- Of an insert, reading Avro is 2.5 us, the index and the sorting about 0.3 each (within twice the noise).
+-- Parts stay compact up to 128 MB: wide ones from 10 MB on, which an insert is already, cost it 0.3 to 0.9 us more. With
+-- base 8 instead of 5 a row is merged 1.0 times instead of 1.7 (3 million rows, 2.5 instead of 3.9 us), with 8 parts
+-- left instead of 6.
 --
 -- Queries through the view logs (`python -m tests.bench queries`: 6.6 million rows of 20 services and five days, twins
 -- among them), CPU of the server, medians of five, and in brackets without the index, same rows in 26 parts:
 --   trace by id                        38 ms,    86,902 rows read   (1,304 ms, 6,000,141)
---   all services, a day, a rare word   35 ms,    98,304             (208 ms, 1,355,648)
 --   errors by service, a day           89 ms, 1,355,648: the day, also with a minmax index of severity_number, and with
 --                                      severity_number >= 17 before the timestamp in the key
 --   the last errors of a service       38 ms,   442,368: the service
--- Other indexes, rows read of the first two and bytes a row:
---   bloom_filter(0.001)    57,345   1.2     bloom_filter(0.01)    81,921   0.8
---   tokenbf_v1 of 32 KB   114,688   3.8     16 KB   155,648   2.0     8 KB   294,912   1.0
---   text                  114,688  23.5     and 1.7 us an inserted row; the others' price is below the noise of 0.5 us
+-- Other indexes for the trace, rows read and bytes a row: bloom_filter(0.001) 57,345 and 1.2, 0.01 81,921 and 0.8,
+-- tokenbf_v1 of 32 KB 114,688 and 3.8.
 CREATE TABLE IF NOT EXISTS logs_events
 (
     timestamp DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
@@ -78,14 +78,13 @@ CREATE TABLE IF NOT EXISTS logs_events
     span_id String CODEC(ZSTD(1)),
     flags Int64 CODEC(LZ4),
     ordinal Int32 CODEC(LZ4),
-    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX body_tokens body TYPE tokenbf_v1(32768, 3, 0) GRANULARITY 1
+    INDEX trace_id_bloom trace_id TYPE bloom_filter(0.001) GRANULARITY 1
 )
 ENGINE = ReplacingMergeTree(received_time)
 PARTITION BY toDate(timestamp)
 PRIMARY KEY (tenant, service, timestamp)
 ORDER BY (tenant, service, timestamp, event_id)
-SETTINGS non_replicated_deduplication_window = 1000;
+SETTINGS non_replicated_deduplication_window = 1000, min_bytes_for_wide_part = 134217728, merge_selector_base = 8;
 
 -- The timestamp is time, else observed_time; where neither is there or it is absurd (before 2000, or more than a day
 -- after receipt), the receipt time: of any form, without its microseconds. Times past 2262 arrive as negative numbers.
@@ -125,13 +124,12 @@ FROM (
 -- What people and Grafana read. FINAL looks for twins inside one partition only: twins never lie in two.
 -- Exact mode would add, to what an index selects, all of the other parts that twins may be in. All forms of a record
 -- have the trace_id of the first (an agent that changes it makes another event), so its index selects them all. The body
--- is what agents change: by its index a query would find an old form and not the newer one that replaces it, so it is
--- not asked here; it serves those who read logs_events in time ranges that were never routed through agents. CPU of the
--- server, 2.4 million rows of five days:
---                                        both indexes   exact mode   as here
---   trace by id                          35 ms          483 ms       43 ms
---   all services, a day, a rare word     19 ms           98 ms      147 ms
---   a service, a day, a rare word        11 ms           10 ms       48 ms
+-- is what agents change: by an index of it a query would find an old form and not the newer one that replaces it, so
+-- there is none. CPU of the server, 2.4 million rows of five days:
+--                                        with tokenbf_v1 of the body   exact mode   as here
+--   trace by id                          35 ms                         483 ms       43 ms
+--   all services, a day, a rare word     19 ms                          98 ms      147 ms
+--   a service, a day, a rare word        11 ms                          10 ms       48 ms
 CREATE VIEW IF NOT EXISTS logs AS
 SELECT
     e.timestamp AS timestamp,
@@ -159,5 +157,4 @@ SELECT
     e.received_time AS received_time,
     e.dropped_attributes_count AS dropped_attributes_count
 FROM logs_events AS e FINAL
-SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final_exact_mode = 0,
-    ignore_data_skipping_indices = 'body_tokens';
+SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final_exact_mode = 0;

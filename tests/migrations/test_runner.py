@@ -265,7 +265,7 @@ DRIFT: dict[migrations.StoreName, list[tuple[str, str]]] = {
         ),
     ],
     "clickhouse": [
-        ("ALTER TABLE logs_events DROP INDEX body_tokens", "clickhouse logs_events: index body_tokens is missing: `body"),
+        ("ALTER TABLE logs_events DROP INDEX trace_id_bloom", "clickhouse logs_events: index trace_id_bloom is missing: `trace"),
         ("ALTER TABLE spans MODIFY COLUMN kind Int64", "clickhouse spans: column kind is `Int64"),
         ("ALTER TABLE logs_in ADD COLUMN more String", "clickhouse logs_in: column more is in no file: `String`."),
         ("DROP TABLE span_events", "clickhouse span_events: is missing."),
