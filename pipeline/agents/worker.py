@@ -149,8 +149,8 @@ def _run(worker: faust.Worker) -> int:
 
 
 def _give_memory_back() -> None:
-    """Let glibc return freed batches to the system: one arena, batches mapped apart, but not the blocks that an insert is
-    sent in, whose pages would be made anew each time (0.3 us a log record)."""
+    """Let glibc return freed batches to the system: one arena, batches mapped apart; not the blocks in which an insert
+    is sent, whose pages would be made anew each time (0.3 us a log record)."""
     with contextlib.suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 24), (M_TRIM_THRESHOLD, 1 << 26)):
