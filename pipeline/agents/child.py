@@ -13,6 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+from pipeline import native
 from pipeline.agents.api import Topics
 from pipeline.agents.load import of_file, settings_of
 from pipeline.agents.transform import Made, Progress, Running, transform, why
@@ -42,6 +43,7 @@ class Failure(NamedTuple):
 def main(connection: Connection, page: mmap.mmap) -> None:
     """Answer tasks until the other end is closed."""
     file, name, settings, topics = connection.recv()
+    native.choose(settings.implementation)
     try:
         running, stop = _opened(file, name, settings, topics)
     except PipelineError as error:

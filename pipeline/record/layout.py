@@ -8,12 +8,14 @@ read; the others are only passed over. Source: the Avro 1.12 specification, "Bin
 import functools
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pipeline import native
 from pipeline.errors import Rejected
 from pipeline.record import avro, schema
+from pipeline.record.codes import codes
 from pipeline.record.container import SYNC
 
 ID_BYTES = 16
@@ -52,7 +54,7 @@ class Raw(NamedTuple):
     data: bytes
     event_id: bytes
     shared: Shared
-    bounds: list[int]
+    bounds: Sequence[int]
 
     @property
     def whole(self) -> bytes:
@@ -73,13 +75,38 @@ class Layout:
         self.own = {name: n for n, name in enumerate(names[cut:])}
         self._pass_shared = [self.kinds[name].passes for name in self.shared]
         self._pass_own = [self.kinds[name].passes for name in self.own]
+        self._codes = codes(of)
         self._seen: dict[bytes, Shared] = {}
 
     def records(self, value: bytes) -> Iterator[Raw]:
         """Every record of a container file of this schema; raises Rejected at the first that does not decode."""
-        place = len(self.schema.head)
         if not value.startswith(self.schema.head):
             raise Rejected("The value does not start with the head of its schema.")
+        extension = native.chosen()
+        if extension and self._codes:
+            try:
+                places = extension.places(self._codes, value, len(self.schema.head))
+            except extension.Malformed:
+                pass  # what is wrong is said below
+            else:
+                return self._at(value, memoryview(places).cast("I"))
+        return self._read(value)
+
+    def _at(self, data: bytes, places: memoryview) -> Iterator[Raw]:
+        """Records of which the extension has told where they begin and each of their fields ends."""
+        width, cut = len(self.kinds) + 1, len(self.shared) + 1
+        shared = Shared(b"", [])
+        for first in range(0, len(places), width):
+            at, end = places[first + 1], places[first + cut]
+            if len(shared.data) != end - at or not data.startswith(shared.data, at):
+                found = data[at:end]
+                shared = self._seen.get(found) or self._remembered(
+                    found, [place - at for place in places[first + 1 : first + cut + 1]]
+                )
+            yield Raw(data, data[places[first] : at], shared, places[first + cut : first + width])
+
+    def _read(self, value: bytes) -> Iterator[Raw]:
+        place = len(self.schema.head)
         try:
             while place < len(value):
                 count, place = _long(value, place)
@@ -121,12 +148,13 @@ class Layout:
         found = data[start:at]
         if len(found) != at - start:
             raise IndexError
-        shared = self._seen.get(found)
-        if shared is None:
-            if len(self._seen) >= CACHED_SHARED:
-                self._seen.clear()
-            shared = self._seen[found] = Shared(found, ends)
-        return shared, at
+        return self._seen.get(found) or self._remembered(found, ends), at
+
+    def _remembered(self, data: bytes, ends: list[int]) -> Shared:
+        if len(self._seen) >= CACHED_SHARED:
+            self._seen.clear()
+        made = self._seen[data] = Shared(data, ends)
+        return made
 
     def value(self, raw: Raw, name: str) -> Any:
         """One field of a record; what it holds cannot be changed."""
@@ -362,6 +390,8 @@ def _array(of: Kind) -> Kind:
         while count:
             for _ in range(count):
                 at = of.passes(data, at)
+                if at > len(data):  # a damaged count may be of any size
+                    raise IndexError
             count, at = _count(data, at)
         return at
 

@@ -4,7 +4,7 @@ A record that came from Kafka keeps its bytes; `replace` makes another one of wh
 anew. One that an agent makes of nothing has what it was given, and the schema's empty values for the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self, dataclass_transform
 
@@ -280,18 +280,33 @@ def encoded(record: Record, event_id: bytes, parent: Record, shift_ns: int) -> b
 
     It has the region and tenant of `parent`, the record that it was made of, and its receipt, later by `shift_ns`.
     """
-    raw = record._raw
-    if raw is not None and not record._changed:
-        start, end = raw.bounds[0], raw.bounds[-1]
-        return b"".join((event_id, _shifted(raw.shared, record._layout, shift_ns), raw.data[start:end]))
-    names = record._layout.kinds
+    raw, layout, changed = record._raw, record._layout, record._changed
+    if raw is not None and raw is parent._raw:  # its region and tenant are the parent's
+        if changed.keys().isdisjoint(layout.shared):
+            shared = _shifted(raw.shared, layout, shift_ns)
+        else:
+            received = {"received_time": long(parent.received_time + shift_ns)}
+            shared = _spliced(raw.shared.data, raw.shared.ends, layout.shared, changed | received)
+        return event_id + shared + _spliced(raw.data, raw.bounds, layout.own, changed)
     given = {
         "event_id": event_id,
         "region": parent.piece("region"),
         "received_time": long(parent.received_time + shift_ns),
         "tenant": parent.piece("tenant"),
     }
-    return b"".join([given.get(name) or record.piece(name) for name in names])
+    return b"".join([given.get(name) or record.piece(name) for name in layout.kinds])
+
+
+def _spliced(data: bytes, bounds: Sequence[int], places: Mapping[str, int], changed: Mapping[str, bytes]) -> bytes:
+    """Fields that lie one behind the other, with other bytes for those that changed."""
+    at = bounds[0]
+    pieces: list[bytes] = []
+    if changed:
+        for place, piece in sorted((places[name], piece) for name, piece in changed.items() if name in places):
+            pieces += data[at : bounds[place]], piece
+            at = bounds[place + 1]
+    pieces.append(data[at : bounds[-1]])
+    return b"".join(pieces)
 
 
 def moved(record: Record, parent: Record) -> bool:
@@ -327,8 +342,7 @@ def _shifted(shared: Shared, layout: Layout, shift_ns: int) -> bytes:
     key = f"+{shift_ns}"
     found: bytes | None = shared.values.get(key)
     if found is None:
-        place = layout.shared["received_time"]
-        start, end = shared.ends[place], shared.ends[place + 1]
-        received: int = layout.kinds["received_time"].reads(shared.data, start)[0]
-        found = shared.values[key] = shared.data[:start] + long(received + shift_ns) + shared.data[end:]
+        received: int = layout.kinds["received_time"].reads(shared.data, shared.ends[layout.shared["received_time"]])[0]
+        later = {"received_time": long(received + shift_ns)}
+        found = shared.values[key] = _spliced(shared.data, shared.ends, layout.shared, later)
     return found

@@ -41,15 +41,8 @@ type Done<T> = Result<T, &'static str>;
 /// fixed, `e{a,b}` enum, `?0` or `?1` before the other type of a union with null there, `[` before the items of an
 /// array, `{` before the values of a map, `(name:type,…)` a record. Each value starts with `skip` bytes of head.
 pub fn native(fields: &[(String, String)], values: &[&[u8]], skip: usize, rows: u64) -> Result<Vec<Vec<u8>>, String> {
-    let mut columns = Vec::new();
-    let mut types = Vec::new();
-    for (name, code) in fields {
-        let mut rest = code.as_str();
-        let (column, kind) =
-            parse(&mut rest).filter(|_| rest.is_empty()).ok_or(format!("{name} has no type {code}."))?;
-        columns.push(column);
-        types.push((name.as_str(), kind));
-    }
+    let (mut columns, types): (Vec<_>, Vec<_>) = parse_all(fields)?.into_iter().unzip();
+    let types: Vec<_> = fields.iter().map(|(name, _)| name.as_str()).zip(types).collect();
     let mut blocks = Vec::new();
     let mut count = 0;
     for value in values {
@@ -64,6 +57,44 @@ pub fn native(fields: &[(String, String)], values: &[&[u8]], skip: usize, rows: 
         blocks.push(take(&types, &mut columns, count));
     }
     Ok(blocks)
+}
+
+/// For each record of a container file where it begins, and where each of its fields ends.
+pub fn places(fields: &[(String, String)], value: &[u8], skip: usize) -> Result<Vec<u32>, String> {
+    let columns: Vec<_> = parse_all(fields)?.into_iter().map(|(column, _)| column).collect();
+    let (head, mut rest) = value.split_at_checked(skip).ok_or(DAMAGED)?;
+    u32::try_from(value.len()).map_err(|_| DAMAGED)?;
+    let mut places = Vec::new();
+    while !rest.is_empty() {
+        let (count, mut block, sync) = read_block(&mut rest)?;
+        let end = value.len() - rest.len() - SYNC;
+        if !head.ends_with(sync) {
+            return Err(DAMAGED.into());
+        }
+        for _ in 0..count {
+            if block.is_empty() {
+                return Err(DAMAGED.into());
+            }
+            places.push((end - block.len()) as u32);
+            for column in &columns {
+                column.pass(&mut block)?;
+                places.push((end - block.len()) as u32);
+            }
+        }
+        if !block.is_empty() {
+            return Err(DAMAGED.into());
+        }
+    }
+    Ok(places)
+}
+
+/// A column of each field, and its type as Native says it.
+fn parse_all(fields: &[(String, String)]) -> Result<Vec<(Column, String)>, String> {
+    let one = |(name, code): &(String, String)| {
+        let mut rest = code.as_str();
+        parse(&mut rest).filter(|_| rest.is_empty()).ok_or(format!("{name} has no type {code}."))
+    };
+    fields.iter().map(one).collect()
 }
 
 fn parse(code: &mut &str) -> Option<(Column, String)> {
@@ -129,10 +160,7 @@ fn array(item: Column) -> Column {
 fn read_value(mut rest: &[u8], columns: &mut [Column]) -> Done<u64> {
     let mut records = 0;
     while !rest.is_empty() {
-        let count = u64::try_from(long(&mut rest)?).map_err(|_| DAMAGED)?;
-        let size = usize::try_from(long(&mut rest)?).map_err(|_| DAMAGED)?;
-        let mut block = bytes(&mut rest, size)?;
-        bytes(&mut rest, SYNC)?;
+        let (count, mut block, _) = read_block(&mut rest)?;
         for _ in 0..count {
             if block.is_empty() {
                 return Err(DAMAGED);
@@ -149,7 +177,46 @@ fn read_value(mut rest: &[u8], columns: &mut [Column]) -> Done<u64> {
     Ok(records)
 }
 
+/// How many records a block holds, their bytes, and its sync marker.
+fn read_block<'a>(rest: &mut &'a [u8]) -> Done<(u64, &'a [u8], &'a [u8])> {
+    let count = u64::try_from(long(rest)?).map_err(|_| DAMAGED)?;
+    let size = usize::try_from(long(rest)?).map_err(|_| DAMAGED)?;
+    let block = bytes(rest, size)?;
+    Ok((count, block, bytes(rest, SYNC)?))
+}
+
 impl Column {
+    /// As `read`, and leave the value where it is.
+    fn pass(&self, rest: &mut &[u8]) -> Done<()> {
+        match self {
+            Column::Long(_) | Column::Int(_) => long(rest).map(drop),
+            Column::Plain { size, .. } => bytes(rest, *size).map(drop),
+            Column::Text(_) => length_and_bytes(rest).map(drop),
+            Column::Enum { symbols, .. } => {
+                let which = usize::try_from(long(rest)?).map_err(|_| DAMAGED)?;
+                symbols.get(which).map(drop).ok_or(DAMAGED)
+            }
+            Column::Nullable { null, item, .. } => match long(rest)? {
+                which if which == *null => Ok(()),
+                0 | 1 => item.pass(rest),
+                _ => Err(DAMAGED),
+            },
+            Column::Array { item, .. } => loop {
+                let count = u64::try_from(long(rest)?).map_err(|_| DAMAGED)?; // with a size: none that we write
+                if count == 0 {
+                    return Ok(());
+                }
+                for _ in 0..count {
+                    if rest.is_empty() {
+                        return Err(DAMAGED);
+                    }
+                    item.pass(rest)?;
+                }
+            },
+            Column::Record(parts) => parts.iter().try_for_each(|part| part.pass(rest)),
+        }
+    }
+
     fn read(&mut self, rest: &mut &[u8]) -> Done<()> {
         match self {
             Column::Long(values) => values.extend_from_slice(&long(rest)?.to_le_bytes()),

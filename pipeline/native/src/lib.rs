@@ -123,6 +123,20 @@ mod _native {
         Ok(blocks.iter().map(|block| PyBytes::new(py, block)).collect())
     }
 
+    /// `pipeline.record.layout`: for each record of a container file, as u32, where it begins and where each of its fields
+    /// ends; `fields` as for `columns`. Raises Malformed where the reference has to look at the value.
+    #[pyfunction]
+    fn places<'py>(
+        py: Python<'py>,
+        fields: Vec<(String, String)>,
+        value: &[u8],
+        skip: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let places = py.detach(|| columns::places(&fields, value, skip)).map_err(Malformed::new_err)?;
+        let bytes: Vec<u8> = places.iter().flat_map(|place| place.to_ne_bytes()).collect();
+        Ok(PyBytes::new(py, &bytes))
+    }
+
     fn counts(names: &[&'static str], counts: &[u64]) -> Counts {
         names.iter().copied().zip(counts.iter().copied()).filter(|(_, count)| *count > 0).collect()
     }
