@@ -79,9 +79,11 @@ COLUMNS_OF = """
     WHERE database = currentDatabase() AND table = {table:String} ORDER BY position
 """
 TABLE = """
-    SELECT engine, comment, as_select FROM system.tables WHERE database = currentDatabase() AND name = {table:String}
+    SELECT engine, comment, as_select, engine_full FROM system.tables
+    WHERE database = currentDatabase() AND name = {table:String}
 """
 VERSION = re.compile(r"version (\d+)")  # in the comment of a table
+TTL = re.compile(r" TTL (.*toIntervalDay\()\d+\)(?: SETTINGS |$)", re.DOTALL)  # its last part removes, others move
 
 
 class RegisteredInserts:
@@ -139,14 +141,16 @@ def make(client: Client, table: Table) -> None:
         there = _columns(client, rows)
     wanted = ENVELOPE | {column.name: _type(column) for column in table.columns}
     _demand(rows, there, {name: kind for name, kind in wanted.items() if name in there or name in ENVELOPE})
-    [(_, comment, _)] = _table(client, rows)
+    [(_, comment, _, engine)] = _table(client, rows)
     said = VERSION.search(comment)
     changes = [
         f"ADD COLUMN IF NOT EXISTS {_definition(column)}" for column in table.columns if column.name not in there
     ]
     if said is None or int(said[1]) < table.version:
         changes.append(f"MODIFY COMMENT {_comment(table)}")
-        changes.append(f"MODIFY TTL toDateTime(timestamp) + toIntervalDay({table.retention_days})")  # takes all commas
+        kept = TTL.search(engine)
+        until = kept[1] if kept else "toDateTime(timestamp) + toIntervalDay("
+        changes.append(f"MODIFY TTL {until}{table.retention_days})")  # takes all commas
     if changes:
         client.command(f"ALTER TABLE {quoted(rows)} {', '.join(changes)}")
         there = _columns(client, rows)

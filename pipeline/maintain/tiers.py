@@ -1,4 +1,5 @@
-"""TTL and storage policy of ClickHouse's tables: its own background work moves and removes their rows.
+"""TTL and storage policy of ClickHouse's tables, registered ones among them: its own background work moves and removes
+their rows.
 
 A server without the policy of deploy/clickhouse/hot_warm_cold.xml keeps all rows where they are, as long.
 """
@@ -15,7 +16,13 @@ from pipeline.settings import RetentionSettings
 
 POLICY = "hot_warm_cold"
 HAS_POLICY = "SELECT count() > 0 FROM system.storage_policies WHERE policy_name = {policy:String}"
-LIVE = "SELECT name, storage_policy, engine_full FROM system.tables WHERE database = currentDatabase() AND name IN {names:Array(String)}"  # noqa: E501
+LIVE = """
+    SELECT name, storage_policy, engine_full FROM system.tables
+    WHERE database = currentDatabase()
+        AND (name IN {names:Array(String)} OR endsWith(name, '__rows') AND startsWith(comment, 'Registered, version '))
+    ORDER BY name
+"""
+KEPT = re.compile(r".*toIntervalDay\((\d+)\)$", re.DOTALL)
 TTL = re.compile(r" TTL (.*?)(?= SETTINGS |$)", re.DOTALL)
 
 
@@ -48,7 +55,7 @@ class Table(NamedTuple):
 
 def tables(retention: RetentionSettings) -> list[Table]:
     """Records from volume to volume; of a rollup, which is small, the old part alone."""
-    warm, cold = Move(retention.warm_after_days, "warm"), Move(retention.cold_after_days, "cold")
+    warm, cold = _moves(retention)
     kept_days = {
         "logs_events": retention.logs_days,
         "spans": retention.traces_days,
@@ -62,6 +69,10 @@ def tables(retention: RetentionSettings) -> list[Table]:
     ]
 
 
+def _moves(retention: RetentionSettings) -> tuple[Move, Move]:
+    return Move(retention.warm_after_days, "warm"), Move(retention.cold_after_days, "cold")
+
+
 def plan(client: Client, retention: RetentionSettings) -> list[Change]:
     """Where policy and TTL of a table are not as the settings say."""
     wanted = tables(retention)
@@ -69,6 +80,11 @@ def plan(client: Client, retention: RetentionSettings) -> list[Change]:
         tiered = client.query(HAS_POLICY, parameters={"policy": POLICY}).result_rows == [(True,)]
         found = client.query(LIVE, parameters={"names": [table.name for table in wanted]}).result_rows
     live = {name: (policy, TTL.search(engine)) for name, policy, engine in found}
+    known = {table.name for table in wanted}
+    for name, (_, ttl) in live.items():
+        kept = KEPT.match(ttl[1]) if ttl and name not in known else None
+        if kept:  # registered; how long it is kept its own declaration says
+            wanted.append(Table(name, "toDateTime(timestamp)", _moves(retention), int(kept[1])))
     changes: list[Change] = []
     for table in (each.moved() if tiered else each._replace(moves=()) for each in wanted):
         if table.name not in live:

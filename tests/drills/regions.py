@@ -300,8 +300,9 @@ def _lost_for_good(context: Context, regions: Regions, settings: dict[str, Setti
     if not load.answered["us"].keys() <= held.keys() or any(count > 1 for count in held.values()):
         raise Failed("With eu gone, records of us are lacking at the centre, or some are doubled.")
     said = _named(load, load.all_answered - held.keys(), course.lost)
+    _replayed(central)
     _back(context, regions, settings, load.next)
-    return f"failover in {took_s:.0f} s: {said}; failback closes, every audit clean"
+    return f"failover in {took_s:.0f} s: {said}; its mirror replays the same; failback closes, every audit clean"
 
 
 def _named(load: Load, lost: set[int], named: Sequence[Lost]) -> str:
@@ -319,6 +320,16 @@ def _named(load: Load, lost: set[int], named: Sequence[Lost]) -> str:
         raise Failed(f"{named[0].messages} messages are named as lost; {least} to {most} can be.")
     seconds = max(times.values()) - min(times[number] for number in lost)
     return f"{len(lost)} records of the last {seconds:.1f} s lost (RPO), named: {named[0]}"
+
+
+def _replayed(central: Settings) -> None:
+    """What the centre holds of eu goes through the writers once more, and comes out as it did."""
+    now = datetime.datetime.now(datetime.UTC)
+    window = ("--from", (now - datetime.timedelta(hours=2)).isoformat(), "--to", now.isoformat())
+    pipeline(central, "replay", "plan", "--topics", "eu.logs_raw", *window, "--name", "of-eu")
+    pipeline(central, "replay", "run", "of-eu")
+    pipeline(central, "replay", "compare", "of-eu", "--with", "live")
+    pipeline(central, "replay", "drop", "of-eu", "--yes")
 
 
 def _back(context: Context, regions: Regions, settings: dict[str, Settings], first: int) -> None:

@@ -16,11 +16,13 @@ from clickhouse_connect.driver.client import Client
 from moto.server import ThreadedMotoServer
 
 from pipeline import clickhouse, maintain, migrations
+from pipeline.clickhouse import registered
 from pipeline.errors import Misconfigured
 from pipeline.local import servers
 from pipeline.local.processes import Runner
 from pipeline.settings import ROOT, ClickHouseSettings, LocalSettings, RetentionSettings, Settings
 from tests.conftest import free_ports, part
+from tests.contract.registered import declared, evolved
 from tests.migrations.test_clickhouse import DAY_NS, insert, log, minutes, point, span
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -153,6 +155,28 @@ def test_rows_walk_from_disk_to_disk_and_go(tiered: Tiered) -> None:
     client.close()
     with migrations.opened(tiered.settings, "clickhouse") as stores:
         assert migrations.verify(stores) == []
+
+
+def test_registered_tables_walk_too(tiered: Tiered) -> None:
+    """Under the same policy, as long as each says; a later version of a table undoes nothing of it."""
+    client = clickhouse.connect(tiered.settings.clickhouse)
+    table = declared("visits", {"page": "string"}, retention_days=400)
+    registered.make(client, table)
+    for age in AGES:
+        at = NOW_NS - age * DAY_NS
+        client.command(
+            f"INSERT INTO visits__rows (event_id, received_time, time, page) VALUES ('{age:016}', {at}, {at}, 'p')"
+        )
+    settings = tiered.maintained()
+    deadline = time.monotonic() + 60
+    while (found := disks(client, "visits__rows")) != {1: "default", 10: "warm", 40: "cold"}:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    registered.make(client, evolved(table, {"name": "note", "type": "string", "default": "none"}, retention_days=300))
+    assert maintain.plan(settings, NOW, "clickhouse") == []
+    assert "toIntervalDay(300)" in str(client.command("SHOW CREATE TABLE visits__rows"))
+    assert [tuple(row) for row in client.query("SELECT page, note FROM visits").result_rows] == [("p", "none")] * 3
+    client.close()
 
 
 def test_a_server_without_the_policy_keeps_rows_where_they_are(settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Two edges and a centre for real, as small as they can be: three brokers, MirrorMaker, one ClickHouse, its writer."""
 
 import asyncio
+import datetime
 import time
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from pipeline.query.questions import Bounds, logs
 from pipeline.query.regions import ask
 from pipeline.regions import status
 from pipeline.regions.failover import Failover
+from pipeline.replay.plan import make
+from pipeline.replay.where import Where
 from pipeline.settings import Settings
 from tests.conftest import part
 from tests.regions import world
@@ -46,11 +49,11 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Regions,
 def test_what_two_regions_take_is_at_the_centre_once(several: tuple[Regions, dict[str, Settings]]) -> None:
     """Load on both edges, one request in twenty to both: the centre holds each record once and says of which region;
     MirrorMaker writes in transactions; the audit closes; a query names the region that did not answer; status says which
-    link is broken, and a failover what is lost.
+    link is broken, and a failover what is lost; what came over of a region that is away can be replayed.
     """
     regions, settings = several
     central = settings["central"]
-    load = Load({alias: settings[alias] for alias in ("eu", "us")})
+    load, began = Load({alias: settings[alias] for alias in ("eu", "us")}), datetime.datetime.now(datetime.UTC)
     load.start()
     time.sleep(LOAD_S)
     load.finish()
@@ -76,6 +79,9 @@ def test_what_two_regions_take_is_at_the_centre_once(several: tuple[Regions, dic
     [eu, us] = status.look(regions.topology, central)
     assert "does not answer" in eu.broken
     assert not us.broken
+    between = began, datetime.datetime.now(datetime.UTC)
+    slices = make(central, "of-eu", topics=["eu.logs_raw"], between=between, where=Where(()), rate=1).slices
+    assert sum(each.records for each in slices) == len(load.answered["eu"])
     course = Failover(regions.topology, central, ("eu", "central")).look()
     assert course.lost == []
     assert {step.state for step in course.steps if "ch_writer" in step.what} == {"done"}
