@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -26,13 +26,21 @@ def until(true: Callable[[], object], what: str, within_s: float = 90.0) -> None
 
 class Process:
     """Our commands at these settings; `name` is the writer that `start` starts, `code` the folder that holds the
-    package and what lies beside it, `module` what stands in for the command."""
+    package and what lies beside it, `module` what stands in for the command, `environment` what says the settings."""
 
-    def __init__(self, name: str, settings: Settings, *, code: pathlib.Path = ROOT, module: str = "pipeline") -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        *,
+        code: pathlib.Path = ROOT,
+        module: str = "pipeline",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name, self.settings = name, settings
         self._code, self._command = code, [sys.executable, "-m", module]
         self._child: subprocess.Popen[str] | None = None
-        self._environment = {**os.environ, **as_environment(settings)}
+        self._environment = {**os.environ, **(environment or as_environment(settings))}
 
     def start(self) -> None:
         self._child = subprocess.Popen(
