@@ -12,12 +12,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import psutil
+import tenacity
 
 from pipeline import topics
+from pipeline.errors import PipelineError
 from pipeline.kafka.groups import Groups
 from pipeline.kafka.reader import Reader
 from pipeline.local import Regions
@@ -39,22 +41,47 @@ CUT_S, SHORT_CUT_S = 600, 60
 UNMIRRORED_S = 15  # of load that the lost region answers while nothing comes over
 LOAD_S = 10
 WITHIN_S = 240.0
+APART = 10**7  # numbers of one stage's load
 SAID_BROKEN_WITHIN_S = status.BROKEN_AFTER_S + 30.0  # a region that is away is waited for
 ACCURATE_TO_S = 20.0
 
 
+class World(NamedTuple):
+    """`active` has links both ways between the edges, `regions` those of the shipped topology; the stacks are the same.
+    `first` is the first number of a stage's load."""
+
+    context: Context
+    active: Regions
+    regions: Regions
+    settings: dict[str, Settings]
+    first: int
+
+    @property
+    def central(self) -> Settings:
+        return self.settings["central"]
+
+    def load(self) -> Load:
+        return Load({alias: self.settings[alias] for alias in EDGES}, self.first)
+
+    def long(self, seconds: int, short: int) -> int:
+        return short if self.context.short else seconds
+
+
 def drill(context: Context) -> str:
+    """Each stage begins with whole regions; those that ended are not run again after an interruption."""
     regions, settings = world.regions_on_free_ports(context.home / "regions")
     mirrored = (*regions.topology.links, *PAIR)
     active = Regions(regions.topology.model_copy(update={"links": mirrored}), settings, context.tell)
     active.wipe()
-    said = []
+    said = context.at.setdefault("said", {})
     try:
-        active.up()
-        for what in _course(context, active, regions, settings):
-            context.tell(what)
-            said.append(what)
-        return "; ".join(said)
+        (regions if "active" in said else active).up()
+        for number, (name, stage) in enumerate(STAGES.items()):
+            if name not in said:
+                said[name] = stage(World(context, active, regions, settings, number * APART))
+                context.keep()
+                context.tell(said[name])
+        return "; ".join(said.values())
     except BaseException:
         for alias, each in settings.items():
             logs = context.home / "logs" / alias
@@ -64,25 +91,6 @@ def drill(context: Context) -> str:
         raise
     finally:
         active.wipe()
-
-
-def _course(context: Context, active: Regions, regions: Regions, settings: dict[str, Settings]) -> Iterator[str]:
-    load = Load({alias: settings[alias] for alias in EDGES})
-    load.start()
-    yield _grows_not(active, settings, load, SHORT_ACTIVE_S if context.short else ACTIVE_S)
-    for alias in EDGES:
-        active.stacks[alias].stop([MIRROR_MAKER])
-    with Watch(regions.topology, settings["central"]) as watch:
-        load = Load({alias: settings[alias] for alias in EDGES}, load.next)
-        load.start()
-        yield _cut(regions, watch, SHORT_CUT_S if context.short else CUT_S)
-        yield _once(load, settings, "after the cut")
-        for what in _kills(context, regions, watch):
-            yield _once(load, settings, what)
-        load.finish()
-        _closes(settings)
-        yield f"every audit clean, and {watch.judged()} looks of status told the truth"
-    yield _lost_for_good(context, regions, settings, load.next)
 
 
 class Look(NamedTuple):
@@ -172,8 +180,11 @@ class Watch(threading.Thread):
         return bool(own and own[-1].broken)
 
 
-def _grows_not(active: Regions, settings: dict[str, Settings], load: Load, active_s: float) -> str:
+def _active(drilled: World) -> str:
     """While eu and us mirror each other and both take logs, nothing else grows, and each log comes over once."""
+    active, settings, load = drilled.active, drilled.settings, drilled.load()
+    active_s = drilled.long(ACTIVE_S, SHORT_ACTIVE_S)
+    load.start()
     written = {*((alias, "logs_raw") for alias in EDGES), *_mirrors(active.topology)}
     time.sleep(LOAD_S)  # MirrorMaker makes topics of its own when it starts
     if not measured.wait_until(lambda: all(_count(settings[at], name) for at, name in written), WITHIN_S):
@@ -200,6 +211,8 @@ def _grows_not(active: Regions, settings: dict[str, Settings], load: Load, activ
                 wrong[f"{topic} [{partition}] at {alias}"] = f"{before[alias].get((topic, partition))} became {end}"
     if wrong:
         raise Failed(f"Something grows that nobody writes: {wrong}")
+    for alias in EDGES:
+        active.stacks[alias].stop([MIRROR_MAKER])
     return f"{said}, and nothing grew that nobody writes"
 
 
@@ -233,17 +246,29 @@ def _once(load: Load, settings: dict[str, Settings], when: str) -> str:
     return f"{when}: {len(wanted)} at the centre once, {both} of them sent to both"
 
 
-def _cut(regions: Regions, watch: Watch, cut_s: float) -> str:
+def _cut(drilled: World) -> str:
     """MirrorMaker stands still: the regions run, and nothing comes over. Status says since when."""
-    with watch.fault(*EDGES) as start:
-        process = _process(regions, "central", MIRROR_MAKER)
-        process.suspend()
-        try:
-            time.sleep(cut_s)
-            watch.says_broken(*EDGES)
-        finally:
-            process.resume()
-            resumed = time.monotonic()
+    load = drilled.load()
+    with Watch(drilled.regions.topology, drilled.central) as watch:
+        load.start()
+        with watch.fault(*EDGES) as start:
+            process = _process(drilled.regions, "central", MIRROR_MAKER)
+            process.suspend()
+            try:
+                time.sleep(drilled.long(CUT_S, SHORT_CUT_S))
+                watch.says_broken(*EDGES)
+            finally:
+                process.resume()
+                resumed = time.monotonic()
+        took_s = _caught_up(watch, start, resumed)
+        load.finish()
+    once = _once(load, drilled.settings, f"cut for {resumed - start:.0f} s")
+    return f"{once}, latency back after {took_s:.0f} s, {watch.judged()} looks of status told the truth"
+
+
+def _caught_up(watch: Watch, start: float, resumed: float) -> float:
+    """Wait until latency is as before, and return the time that it took; raise Failed where status said another lag
+    while nothing came over."""
     for look in watch.looks:
         if start + ACCURATE_TO_S < look.start and look.end < resumed:
             least, most = look.start - start - ACCURATE_TO_S, look.end - start + ACCURATE_TO_S
@@ -258,50 +283,56 @@ def _cut(regions: Regions, watch: Watch, cut_s: float) -> str:
 
     if not measured.wait_until(caught_up, WITHIN_S):
         raise Failed(f"{WITHIN_S:.0f} s after MirrorMaker went on a link is still behind: {watch.looks[-2:]}")
-    return f"cut for {resumed - start:.0f} s, latency back after {time.monotonic() - resumed:.0f} s"
+    return time.monotonic() - resumed
 
 
-def _kills(context: Context, regions: Regions, watch: Watch) -> Iterator[str]:
+def _kills(drilled: World) -> str:
     """kill -9, and start again: MirrorMaker, a broker at either side. Status says who is away."""
-    chance = random.Random(context.seed)
+    chance = random.Random(drilled.context.seed)
     edge = chance.choice(EDGES)
     victims: list[tuple[str, str, Sequence[str]]] = [
         ("central", MIRROR_MAKER, EDGES), ("central", "kafka", EDGES), (edge, "kafka", [edge]),
     ]  # fmt: skip
     chance.shuffle(victims)
-    for alias, name, cut in victims:
-        with watch.fault(*cut):
-            _kill(regions, alias, name)
-            watch.says_broken(*cut)
-            regions.stacks[alias].start([name])
-        yield f"{name} of {alias} killed"
+    load, said = drilled.load(), []
+    with Watch(drilled.regions.topology, drilled.central) as watch:
+        load.start()
+        for alias, name, cut in victims:
+            with watch.fault(*cut):
+                _kill(drilled.regions, alias, name)
+                watch.says_broken(*cut)
+                _started(drilled.regions, alias, name)
+            said.append(_once(load, drilled.settings, f"{name} of {alias} killed"))
+        load.finish()
+    _closes(drilled.settings)
+    return f"{'; '.join(said)}; every audit clean, {watch.judged()} looks of status told the truth"
 
 
-def _lost_for_good(context: Context, regions: Regions, settings: dict[str, Settings], first: int) -> str:
+def _lost_for_good(drilled: World) -> str:
     """eu is gone in the middle of load, with what did not come over: that is named; then it is back, empty."""
-    topology, central = regions.topology, settings["central"]
-    load = Load({alias: settings[alias] for alias in EDGES}, first)
-    with Watch(topology, central):
+    regions, central, tell = drilled.regions, drilled.central, drilled.context.tell
+    load = drilled.load()
+    with Watch(regions.topology, central):
         load.start()
         time.sleep(LOAD_S)
+        world.settled(load.all_answered, central, WITHIN_S)
         _kill(regions, "central", MIRROR_MAKER)
         time.sleep(UNMIRRORED_S)
         for name in ("kafka", "gateway"):
             _kill(regions, "eu", name)
         gone = time.monotonic()
-        regions.stacks["central"].start([MIRROR_MAKER])
+        _started(regions, "central", MIRROR_MAKER)
         time.sleep(LOAD_S)
         load.finish()
-        course = carry_out(
-            Failover(topology, central, ("eu", "central")), lambda step: context.tell(f"  {step}"), WITHIN_S
-        )
+        move = Failover(regions.topology, central, ("eu", "central"))
+        course = carry_out(move, lambda step: tell(f"  {step}"), WITHIN_S)
         took_s = time.monotonic() - gone
         held = world.settled(set(load.answered["us"]), central, WITHIN_S)
     if not load.answered["us"].keys() <= held.keys() or any(count > 1 for count in held.values()):
         raise Failed("With eu gone, records of us are lacking at the centre, or some are doubled.")
     said = _named(load, load.all_answered - held.keys(), course.lost)
     _replayed(central)
-    _back(context, regions, settings, load.next)
+    _back(drilled, load.next)
     return f"failover in {took_s:.0f} s: {said}; its mirror replays the same; failback closes, every audit clean"
 
 
@@ -332,27 +363,29 @@ def _replayed(central: Settings) -> None:
     pipeline(central, "replay", "drop", "of-eu", "--yes")
 
 
-def _back(context: Context, regions: Regions, settings: dict[str, Settings], first: int) -> None:
+def _back(drilled: World, first: int) -> None:
     """A new, empty Kafka at eu's address; the centre holds everything that it takes from now on."""
+    regions, settings = drilled.regions, drilled.settings
     eu, central = regions.stacks["eu"], regions.stacks["central"]
     eu.stop(["pg_writer", "ch_writer"])
     shutil.rmtree(settings["eu"].local.home / "kafka")
-    eu.start(["kafka"])
+    _started(regions, "eu", "kafka")
     topics.apply_all(settings["eu"])
     since = datetime.datetime.now(datetime.UTC).isoformat()
-    eu.start(["gateway", "pg_writer", "ch_writer"])
+    for name in ("gateway", "pg_writer", "ch_writer"):
+        _started(regions, "eu", name)
     load = Load({"eu": settings["eu"]}, first)
     load.start()
     central.stop([MIRROR_MAKER])
-    if not measured.wait_until(lambda: not Groups(settings["central"].kafka).busy("eu-mm2"), WITHIN_S):
+    if not measured.wait_until(lambda: not Groups(drilled.central.kafka).busy("eu-mm2"), WITHIN_S):
         raise Failed("MirrorMaker is stopped, and its group is still busy.")
-    move = Failback(regions.topology, settings["central"], ("eu", "central"))
+    move = Failback(regions.topology, drilled.central, ("eu", "central"))
     move.act(move.look())
-    central.start([MIRROR_MAKER])
+    _started(regions, "central", MIRROR_MAKER)
     time.sleep(LOAD_S)
     load.finish()
-    carry_out(move, lambda step: context.tell(f"  {step}"), WITHIN_S)
-    found = world.settled(load.all_answered, settings["central"], WITHIN_S)
+    carry_out(move, lambda step: drilled.context.tell(f"  {step}"), WITHIN_S)
+    found = world.settled(load.all_answered, drilled.central, WITHIN_S)
     missing = load.all_answered - found.keys()
     if missing or not load.all_answered or any(count > 1 for count in found.values()):
         raise Failed(f"After the failback {len(missing)} of {len(load.all_answered)} records are not at the centre.")
@@ -384,3 +417,16 @@ def _kill(regions: Regions, alias: str, name: str) -> None:
     process.send_signal(signal.SIGKILL)
     with contextlib.suppress(psutil.NoSuchProcess):
         process.wait(10)
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(PipelineError), stop=tenacity.stop_after_attempt(3), reraise=True
+)
+def _started(regions: Regions, alias: str, name: str) -> None:
+    """On a machine where much else runs a server may not be ready in time."""
+    regions.stacks[alias].start([name])
+
+
+STAGES: dict[str, Callable[[World], str]] = {
+    "active": _active, "cut": _cut, "kills": _kills, "lost": _lost_for_good,
+}  # fmt: skip
