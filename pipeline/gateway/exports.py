@@ -3,9 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import structlog
@@ -162,8 +161,11 @@ class Exports:
         tenant.check(call.signal)
         work = await job()
         with self._admission.held() as held:
-            async with _within(self._settings.receive_within_s, "The body did not arrive in time."):
-                received = await body.read(held.reserve)
+            try:
+                async with asyncio.timeout(self._settings.receive_within_s):
+                    received = await body.read(held.reserve)
+            except TimeoutError:
+                raise Unavailable("The body did not arrive in time.") from None
             held.enter()
             started = time.perf_counter()
             found = await self._encoded(tenant, work, received, (body.coding, held))
@@ -197,8 +199,11 @@ class Exports:
         small = _opened_in_place(received, coding, min(most, work.in_place_bytes))
         if small is not None:
             return encode(small)
-        async with _within(LARGE_WITHIN_S, "Other large bodies are being read: come again, or send smaller ones."):
-            await self._large.acquire()
+        try:
+            async with asyncio.timeout(LARGE_WITHIN_S):
+                await self._large.acquire()
+        except TimeoutError:
+            raise Unavailable("Other large bodies are being read: come again, or send smaller ones.") from None
         try:
             await held.reserve(0)
             loop = asyncio.get_running_loop()
@@ -243,13 +248,3 @@ def _opened_in_place(received: bytes, coding: str, limit: int) -> bytes | None:
         return opened(received, coding, limit)
     except TooLarge:
         return None
-
-
-@asynccontextmanager
-async def _within(seconds: float, otherwise: str) -> AsyncIterator[None]:
-    """`asyncio.timeout` that ends in Unavailable."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise Unavailable(otherwise) from None

@@ -89,6 +89,8 @@ class _Lane:
         self._outlet = outlet
         (self._signal, self._schema, tenant), self._partition = way
         self._labels = self._signal, tenant
+        self._message_records = metrics.MESSAGE_RECORDS.labels(self._signal)
+        self._safe_seconds = metrics.SAFE_SECONDS.labels(self._signal)
         self._headers = [
             ("tenant", tenant.encode()),
             ("region", region.encode()),
@@ -135,13 +137,13 @@ class _Lane:
             headers.append(("traceparent", traceparent.encode()))
         value = groups[0].value if len(groups) == 1 else container.join(self._schema.head, [g.value for g in groups])
         message = Message(schema.topic(self._signal), self._partition, records, tuple(headers), value)
-        metrics.MESSAGE_RECORDS.labels(self._signal).observe(records)
+        self._message_records.observe(records)
         started = time.perf_counter()
 
         def done(safe: Safe) -> None:
             self._under_way -= 1
             self._intake.count(-size)
-            metrics.SAFE_SECONDS.labels(self._signal).observe(time.perf_counter() - started)
+            self._safe_seconds.observe(time.perf_counter() - started)
             acknowledged.set_result(safe.result())
             if not self._under_way:
                 self._send()

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import logging
 import os
 import pathlib
@@ -16,7 +18,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline.errors import Misconfigured
-from pipeline.gateway import grpc, http
+from pipeline.gateway import front, grpc, http
 from pipeline.gateway.events import Events
 from pipeline.gateway.exports import Exports
 from pipeline.gateway.intake import Intake
@@ -35,12 +37,26 @@ log = structlog.get_logger()
 STOP_WITHIN_S = 15.0  # in-flight requests and what is queued to Kafka
 TABLES = "tables.json"  # in the spool's directory: what was last known of the registered ones
 LOOK_S = 1.0  # for changed files
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+KEPT_BYTES = 32 * 1024 * 1024
+OBJECTS = 50_000  # made and not freed until the garbage collector looks: requests leave no cycles
 
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what was answered OK is safe, what was not is answered or cut off by then."""
     logging.getLogger("aiohttp.server").addFilter(_shows_no_header)
+    _keep_memory()
     uvloop.run(_serve(settings))
+
+
+def _keep_memory() -> None:
+    """Blocks as large as a body would go back to the kernel, which hands out every page of the next one anew."""
+    with contextlib.suppress(AttributeError):  # a libc without it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    gc.freeze()
+    gc.set_threshold(OBJECTS)
 
 
 def _shows_no_header(record: logging.LogRecord) -> bool:
@@ -146,13 +162,13 @@ async def _serve(settings: Settings) -> None:
 class _Servers(NamedTuple):
     """What listens."""
 
-    http: web.AppRunner
+    http: front.Server
     grpc: grpc.Server
     health: web.AppRunner
 
     async def stop(self) -> None:
         """Take no more, and answer what is here."""
-        await asyncio.gather(self.grpc.stop(STOP_WITHIN_S / 2), self.http.cleanup())
+        await asyncio.gather(self.grpc.stop(STOP_WITHIN_S / 2), self.http.stop())
         await self.health.cleanup()
 
 
@@ -164,16 +180,13 @@ async def _listen(
     health_app = web.Application() if gateway.health_port else app
     health_app.router.add_routes(probes)
     servers = _Servers(
-        # Compressed bodies are opened by us, within a limit; aiohttp's own way has none.
-        web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=STOP_WITHIN_S / 2),
+        front.Server(exports, gateway, app),
         grpc.Server(exports, gateway),
         web.AppRunner(health_app, access_log=None),
     )
     host, shared = _host(gateway), gateway.workers > 1
     try:
-        await servers.http.setup()
-        tls = certificates.context("http/1.1")
-        await web.TCPSite(servers.http, host, gateway.http_port, ssl_context=tls, reuse_port=shared).start()
+        await servers.http.start(host, gateway.http_port, certificates.context("http/1.1"))
         if gateway.health_port:
             await servers.health.setup()
             await web.TCPSite(servers.health, host, gateway.health_port, reuse_port=shared).start()

@@ -56,8 +56,10 @@ class Outlet:
 
         Logs below WARN go first, and from 85 % on ever more of the spans that look unsampled and did not fail.
         """
+        if not self._away():
+            return rules
         level = self._spool.level().fraction
-        if level < SHED_LOGS_FROM or not self._away():
+        if level < SHED_LOGS_FROM:
             return rules
         keep = min(1.0, max(0.0, (1 - level) / (1 - SHED_SPANS_FROM)))
         return rules._replace(shed_below_severity=WARNING, keep_spans=keep)

@@ -17,6 +17,7 @@ log = structlog.get_logger()
 Headers = Sequence[tuple[str, bytes | None]]
 ANY_PARTITION = -1
 PROBE_S = 2.0
+BUSY_POLL_S, IDLE_POLL_S = 0.001, 0.1  # for acknowledgements; idle, for errors alone
 QUEUE_KBYTES = 64 * 1024
 OUTBOX_WITHIN_S = 30.0
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # dead letters hold poison of any size; what a topic takes is its own setting
@@ -123,12 +124,11 @@ class Publisher:
                 "error_cb": self._on_error,
             }
         )
-        self._threads = [
-            threading.Thread(target=self._serve_callbacks, name="kafka-callbacks", daemon=True),
-            threading.Thread(target=self._probe, name="kafka-probe", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.get_ident()
+        self._polling = self._loop.call_later(IDLE_POLL_S, self._poll)
+        self._busy = False
+        self._probing = threading.Thread(target=self._probe, name="kafka-probe", daemon=True)
+        self._probing.start()
 
     def partitions(self, topic: str) -> int:
         """How many the topic has; raise Unavailable while that is not known."""
@@ -156,7 +156,10 @@ class Publisher:
 
         def on_delivery(error: KafkaError | None, _: Message) -> None:
             result = None if error is None else Unavailable(f"Kafka did not acknowledge in time: {error.str()}.")
-            self._loop.call_soon_threadsafe(_settle, acknowledged, result)
+            if threading.get_ident() == self._thread:
+                _settle(acknowledged, result)
+            else:  # that of `close`
+                self._loop.call_soon_threadsafe(_settle, acknowledged, result)
 
         try:
             self._producer.produce(self._named(topic), **message, on_delivery=on_delivery)
@@ -164,6 +167,9 @@ class Publisher:
             acknowledged.set_result(Unavailable("The queue to Kafka is full."))
         except KafkaException as error:
             acknowledged.set_result(Unavailable(f"Kafka refused a message: {error.args[0].str()}."))
+        if not self._busy:
+            self._polling.cancel()
+            self._poll()
         return acknowledged
 
     def unready(self) -> str | None:
@@ -176,16 +182,19 @@ class Publisher:
         return self._fatal
 
     def close(self, within_s: float) -> int:
-        """Wait for what is queued; return how many messages were not acknowledged."""
+        """Wait for what is queued, in a thread of its own; return how many messages were not acknowledged."""
         left: int = self._producer.flush(within_s)
         self._stop.set()
-        for thread in self._threads:
-            thread.join(PROBE_S + 1)
+        self._probing.join(PROBE_S + 1)
         return left
 
-    def _serve_callbacks(self) -> None:
-        while not self._stop.is_set():
-            self._producer.poll(0.1)
+    def _poll(self) -> None:
+        """Serve librdkafka's callbacks in the loop: a thread for them would take the GIL and wake us for each."""
+        if self._stop.is_set():
+            return
+        self._producer.poll(0)
+        self._busy = len(self._producer) > 0
+        self._polling = self._loop.call_later(BUSY_POLL_S if self._busy else IDLE_POLL_S, self._poll)
 
     def _probe(self) -> None:
         while not self._stop.is_set():

@@ -19,7 +19,7 @@ from tests.otlp.scramble import mutate, scramble
 
 REQUESTS_OF_DRILL, SHORT_REQUESTS = 1_000_000, 3_000
 SEEDS = 150  # generated requests a signal that are mutated
-SLOW_S = 1.0
+SLOW_S = 1.0  # of CPU: a busy machine is no hang
 KEEP_EVERY = 1_000
 GROWTH_MB = 64.0
 
@@ -57,7 +57,7 @@ def _one(context: Context, pool: dict[schema.Signal, list[tuple[bytes, object]]]
         body = scramble(body, message.DESCRIPTOR, rng)  # type: ignore[attr-defined]
     if rng.random() < 0.7:
         body = mutate(body, rng)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         outcome = alike(signal, body, rules(rng))
     except BaseException as error:  # a panic is no Exception
@@ -69,9 +69,9 @@ def _one(context: Context, pool: dict[schema.Signal, list[tuple[bytes, object]]]
         raise Failed(
             f"Request {number} of seed {context.seed} ({signal}): {type(error).__name__}; {failures}"
         ) from error
-    if time.perf_counter() - started > SLOW_S:
+    if time.process_time() - started > SLOW_S:
         raise Failed(
-            f"Request {number} of seed {context.seed} ({signal}) of {len(body)} bytes took more than {SLOW_S} s."
+            f"Request {number} of seed {context.seed} ({signal}) of {len(body)} bytes took more than {SLOW_S} s of CPU."
         )
     return outcome[0] if isinstance(outcome, tuple) else "taken"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 import httpx
-from aiohttp import web
 
+from pipeline.gateway import front as otlp_front
 from pipeline.gateway import grpc as otlp_grpc
 from pipeline.gateway import http as otlp_http
 from pipeline.gateway.events import Events
@@ -87,17 +87,16 @@ def serving(
         gateway.tables = Tables(registry or RegistrySettings(port=1), file=kept.directory / "tables.json")
         gateway.tables.start()
         events = Events(own, exports, gateway.tables)
-        runner = web.AppRunner(otlp_http.application(exports, events, own), auto_decompress=False, shutdown_timeout=1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=gateway.certificates.context("http/1.1")).start()
+        front = otlp_front.Server(exports, own, otlp_http.application(exports, events, own))
+        await front.start("127.0.0.1", 0, gateway.certificates.context("http/1.1"))
         server = otlp_grpc.Server(exports, own)
         await server.start("127.0.0.1", 0, gateway.certificates.context("h2"))
-        gateway.http_port, gateway.grpc_port = runner.addresses[0][1], server.port
+        gateway.http_port, gateway.grpc_port = front.port, server.port
         draining = asyncio.create_task(gateway.outlet.drain(stop))
         started()
         await stop.wait()
         await server.stop(1)
-        await runner.cleanup()
+        await front.stop()
         await draining
         gateway.spool.close()
         gateway.tables.close()

@@ -1,0 +1,129 @@
+"""The ordinary HTTP request is read by hand, every other by aiohttp: nobody can tell by the answer."""
+
+import http.client
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY
+
+from pipeline.gateway.tenants import hashed
+from pipeline.settings import GatewaySettings
+from tests.gateway.served import Gateway, serving
+from tests.otlp.requests import logs
+
+KEY = "front-key"
+BODY = logs("a").SerializeToString()
+TYPE = {"Content-Type": "application/x-protobuf"}
+WHO = {"Authorization": f"Bearer {KEY}"}
+PASSES_ON = {"Origin": "https://elsewhere.example"}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    directory = tmp_path_factory.mktemp("front")
+    tenants = directory / "tenants.toml"
+    tenants.write_text(f'[tenants.shop]\nkeys = ["{hashed(KEY)}"]\nsignals = ["logs"]\n')
+    settings = GatewaySettings(tenants_file=tenants, max_body_bytes=400_000, max_records=2)
+    with serving(directory / "spool", settings) as running:
+        yield running
+
+
+def asked(gateway: Gateway, path: str, body: bytes, headers: dict[str, str]) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.http_port, timeout=10)
+    connection.request("POST", path, body, headers)
+    return connection.getresponse()
+
+
+def request(body: bytes, **headers: str) -> bytes:
+    """A request as it is on the wire."""
+    said = {"Host": "x", **TYPE, **WHO, "Content-Length": str(len(body)), **headers}
+    return b"POST /v1/logs HTTP/1.1\r\n%s\r\n%s" % ("".join(f"{k}: {v}\r\n" for k, v in said.items()).encode(), body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status"),
+    [
+        ("/v1/logs", BODY, WHO, 200),
+        ("/v1/logs", logs("a", "b", "c").SerializeToString(), WHO, 200),
+        ("/v1/logs", b"", {**WHO, "Connection": "close"}, 200),
+        ("/v1/logs", b"\xff", WHO, 400),
+        ("/v1/logs", BODY, {}, 401),
+        ("/v1/traces", BODY, WHO, 403),
+        ("/v1/logs", bytes(400_001), WHO, 413),
+        ("/v1/logs", BODY, {**WHO, "Content-Encoding": "br"}, 415),
+    ],
+)
+def test_both_roads_answer_alike(
+    gateway: Gateway, path: str, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    """Status, headers and body are the same, whichever read the request."""
+    own, other = (asked(gateway, path, body, {**TYPE, **headers, **extra}) for extra in ({}, PASSES_ON))
+    assert other.getheader("server", "").startswith("Python"), "this one was not aiohttp's"
+    assert (own.getheader("server") is None) == (status != 413), "too large a body is aiohttp's to refuse"
+    assert own.status == other.status == status
+    assert own.read() == other.read()
+    first, second = ({k.lower(): v for k, v in answer.getheaders()} for answer in (own, other))
+    for ours_to_say in ("date", "server"):
+        first.pop(ours_to_say, None)
+        second.pop(ours_to_say, None)
+    assert first == second
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 10_000])
+def test_pieces_of_any_size_and_requests_in_a_row_are_answered_in_order(gateway: Gateway, size: int) -> None:
+    """Three requests on one connection, the second of them malformed, the last one aiohttp's."""
+    gateway.publisher.published.clear()
+    wire = request(BODY) + request(b"\xff\xff") + request(BODY, **PASSES_ON, Connection="close")
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for place in range(0, len(wire), size):
+            connection.sendall(wire[place : place + size])
+        answered = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert [part[:3] for part in answered.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400", b"200"]
+    assert [len(message.records) for message in gateway.publisher.published] == [1, 1]
+
+
+def test_an_answer_before_the_body_keeps_the_connection(gateway: Gateway) -> None:
+    """The rest of a body that nobody wants is passed over, and the next request is answered."""
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=10) as connection:
+        unwanted = request(bytes(300_000), Authorization="Bearer wrong")
+        connection.sendall(unwanted[:1000])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+        connection.sendall(unwanted[1000:] + request(BODY))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_leaves_in_the_middle_leaves_nothing_behind(gateway: Gateway) -> None:
+    """Neither bytes held nor a request in flight."""
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=10) as connection:
+            connection.sendall(request(bytes(300_000))[:200_000])
+    deadline = time.monotonic() + 10
+    while _left():
+        assert time.monotonic() < deadline, _left()
+        time.sleep(0.02)
+
+
+def _left() -> dict[str, float]:
+    values = {
+        "held": REGISTRY.get_sample_value("pipeline_gateway_held_bytes"),
+        "in flight": REGISTRY.get_sample_value("pipeline_gateway_in_flight_requests", {"protocol": "http"}),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def test_lines_that_no_client_should_send_are_aiohttps_to_refuse(gateway: Gateway) -> None:
+    """A length twice, a length beside chunks, a folded line, a bare line feed: 400, never two requests of one."""
+    head = b"POST /v1/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
+    for lines in (
+        b"Content-Length: 3\r\nContent-Length: 4\r\n",
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: +3\r\n",
+        b"Content-Length: 3\r\nX: a\nContent-Length: 0\r\n",
+        b"Content-Length : 3\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=10) as connection:
+            connection.sendall(head + lines + b"\r\nabc")
+            assert connection.recv(65536)[9:12] == b"400", lines
