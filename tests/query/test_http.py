@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import string
 import subprocess
 import sys
 import time
@@ -14,12 +15,14 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+import yaml
 
 from pipeline import clickhouse as clickhouse_door
 from pipeline import migrations
 from pipeline.gateway.tenants import new_key
 from pipeline.regions.topology import Recovery, Region, Topology, write
 from pipeline.settings import (
+    ROOT,
     ClickHouseSettings,
     GatewaySettings,
     PostgresSettings,
@@ -229,6 +232,21 @@ def test_a_key_shows_the_records_of_its_tenant(served: Served) -> None:
             rows = served.get(path, tenant, **parameters).json()["rows"]
             assert {row["tenant"] for row in rows} == {tenant}
     assert served.get(f"/v1/traces/{TRACE}", "bank").json()["rows"] == []
+
+
+def test_the_data_source_for_grafana_is_let_in(served: Served) -> None:
+    """What deploy/ gives Grafana asks the entry with a tenant's key, and the plugin may ask that host."""
+    text = string.Template((ROOT / "deploy" / "grafana" / "query.datasource.yaml").read_text()).substitute(
+        PIPELINE_QUERY_URL=served.url, PIPELINE_QUERY_KEY=served.keys["bank"]
+    )
+    provisioned = yaml.safe_load(text)
+    assert provisioned["apiVersion"] == 1
+    [source] = provisioned["datasources"]
+    assert (source["type"], source["jsonData"]["auth_method"]) == ("yesoreyeram-infinity-datasource", "bearerToken")
+    assert source["jsonData"]["allowedHosts"] == [source["url"]]
+    headers = {"Authorization": f"Bearer {source['secureJsonData']['bearerToken']}"}
+    answer = httpx.get(f"{source['url']}/v1/logs", params={"regions": "eu"}, headers=headers)
+    assert {row["tenant"] for row in answer.json()["rows"]} == {"bank"}
 
 
 def test_an_answer_has_a_limit_and_says_so(served: Served) -> None:
