@@ -29,6 +29,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]  # a dot would break MirrorMaker's topic names
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Database = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 Environment = Literal["local", "production"]
 SANDBOX = r"sandbox_[a-z][a-z0-9]{0,31}"  # no name of production's begins so
 
@@ -110,7 +111,7 @@ class ClickHouseSettings(Part):
     url: str = "http://127.0.0.1:8123"
     user: str = "default"
     password: SecretStr = SecretStr("")
-    database: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")] = "default"
+    database: Database = "default"
 
 
 class GatewaySettings(Part):

@@ -64,9 +64,11 @@ def test_one_store_alone(settings: Settings) -> None:
 
 
 def test_timescaledb_is_switched_on_where_it_is_available(timescale: str, settings: Settings) -> None:
-    """The same files make hypertables and a continuous aggregate there."""
+    """The same files make hypertables and a continuous aggregate there; again, there is nothing to do."""
     part = PostgresSettings(dsn=timescale)
-    migrations.up_all(Settings(postgres=part, clickhouse=settings.clickhouse))
+    both = Settings(postgres=part, clickhouse=settings.clickhouse)
+    assert migrations.up_all(both)
+    assert migrations.up_all(both) == []
     with Postgres.opened(part) as store:
         assert store.capabilities() == {"timescaledb"}
     with connection.connect(part) as connected:
