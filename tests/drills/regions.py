@@ -150,7 +150,7 @@ class Watch(threading.Thread):
         yield start
         end = time.monotonic()
         if not measured.wait_until(lambda: not any(self._broken(source) for source in sources), WITHIN_S):
-            raise Failed(f"{WITHIN_S:.0f} s after {', '.join(sources)} was whole again, status calls it broken.")
+            raise Failed(f"{WITHIN_S:.0f} s after {', '.join(sources)} was whole again: {self.looks[-len(EDGES) :]}")
         self._faults += [Fault(source, start, end, time.monotonic()) for source in sources]
 
     def says_broken(self, *sources: str) -> None:
