@@ -27,6 +27,7 @@ from pipeline.record.schema import Signal
 from pipeline.settings import OtlpWriterSettings
 
 LONGEST_WAIT_S = 300.0  # that a back end may ask for
+RECONNECT_WITHIN_MS = 10_000
 SAID = 300  # characters of what it says
 SERVICES: dict[Signal, tuple[str, str, Any]] = {
     "logs": ("logs.v1.LogsService", "rejected_log_records", ExportLogsServiceResponse),
@@ -134,7 +135,8 @@ class _Grpc:
         port = url.port or (443 if url.scheme == "https" else 80)
         self._target, self._timeout_s, self._headers = f"{url.hostname}:{port}", settings.timeout_s, (*headers.items(),)
         gzip_or_none = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
-        options = [("grpc.max_send_message_length", -1)]
+        # grpc waits up to two minutes before it looks again whether a server that was away is back
+        options = [("grpc.max_send_message_length", -1), ("grpc.max_reconnect_backoff_ms", RECONNECT_WITHIN_MS)]
         if url.scheme == "https":
             roots = _read(settings.ca_file, "ca_file").encode() if settings.ca_file else None
             channel = grpc.secure_channel(

@@ -87,10 +87,11 @@ class Limit:
 
     A trickle of poison passes for ever, a bad deploy stops after `burst`. Pure: times are seconds of any clock that
     only goes forward. `spent` of the burst are gone at the start: what was dead-lettered just before a restart.
+    `setting` is where it is set.
     """
 
-    def __init__(self, per_min: float = 60.0, burst: int = 300, *, spent: int = 0) -> None:
-        self.per_min, self.burst = per_min, burst
+    def __init__(self, per_min: float = 60.0, burst: int = 300, *, spent: int = 0, setting: str = "") -> None:
+        self.per_min, self.burst, self.setting = per_min, burst, setting
         self._left = float(max(0, burst - spent))
         self._at_s: float | None = None
 
@@ -182,7 +183,7 @@ class Delivery:
                 f"{self._writer.name} meets more poison than it may dead-letter: over {self._limit.burst} messages at "
                 f"once and {self._limit.per_min:g} a minute; last from {message.place}: "
                 f"{message.why(reason)} Look at `pipeline dlq list`. If the messages are to blame and not a "
-                f"new deployment, raise {self._writer.name}.dead_letters_per_min, and start it again."
+                f"new deployment, raise {self._limit.setting}.dead_letters_per_min, and start it again."
             )
         await self._dead_letters.put(message, reason)
         metrics.DEAD_LETTERED.labels(self._writer.name, message.topic).inc()

@@ -68,7 +68,8 @@ def run_writer(process: str, settings: Settings, number: int) -> NoReturn:
     own: WriterSettings = getattr(settings, process)
     tables = Tables(settings.registry)
     tables.start()
-    consuming = _Process(process, own.health_port + number, 1 if process == "otlp_writer" else IN_FLIGHT)
+    in_flight = 1 if process == "otlp_writer" else IN_FLIGHT
+    consuming = _Process(process, process, own.health_port + number, in_flight)
     _end(_consume(consuming, _writers(process, settings, tables), own, settings))
 
 
@@ -76,16 +77,18 @@ def run_agent(agent: Agent, settings: Settings, topics: Topics, number: int) -> 
     """The same for an agent; `topics` are those that it writes, by signal."""
     own, _ = settings_of(agent, settings)
     writer = AgentWriter(agent, own, settings, topics)
-    process = _Process(agent.name, own.health_port + number, 1)
+    process = _Process(agent.name, f"agents.{agent.name}", own.health_port + number, 1)
     code = _consume(process, {agent.reads: writer}, own, settings, writes=(*topics.values(), DROPS_TOPIC))
     writer.close()
     _end(code)
 
 
 class _Process(NamedTuple):
-    """What consumes: the name of its group, where it serves its health, and how many batches it delivers at a time."""
+    """What consumes: the name of its group, the part of the settings that is its own, where it serves its health, and
+    how many batches it delivers at a time."""
 
     name: str
+    setting: str
     health_port: int
     in_flight: int
 
@@ -108,7 +111,7 @@ def _consume(
     ):
         with attempt:
             _demand_topics(settings, [*writers, *map(named, writes)])
-            limit = _limit(own, settings, list(writers))
+            limit = _limit(own, settings, list(writers), setting=process.setting)
     mode.loop.use("uvloop")  # saves a quarter of the CPU
     closed_is_broken()
     with tempfile.TemporaryDirectory(prefix=f"pipeline-{process.name}-") as unused:
@@ -198,7 +201,7 @@ def _demand_topics(settings: Settings, topics: list[str]) -> None:
         raise Misconfigured(f"Topics missing in Kafka: {', '.join(sorted(missing))}; run `pipeline topics apply`.")
 
 
-def _limit(own: WriterSettings, settings: Settings, topics: list[str]) -> Limit:
+def _limit(own: WriterSettings, settings: Settings, topics: list[str], *, setting: str) -> Limit:
     """The limit of this process, less what anybody dead-lettered in the time in which a whole burst comes back.
 
     So a supervisor that starts a stopped writer again and again gives it no new burst each time.
@@ -208,7 +211,7 @@ def _limit(own: WriterSettings, settings: Settings, topics: list[str]) -> Limit:
     names = [name for name in (f"{topic}{dead_letters.SUFFIX}" for topic in topics) if name in reader.topics()]
     recent = reader.between(reader.retained(names), time.time_ns() // 10**6 - refilled_ms, None)
     spent = sum(each.end - each.start for each in recent)
-    return Limit(own.dead_letters_per_min, own.dead_letters_burst, spent=spent)
+    return Limit(own.dead_letters_per_min, own.dead_letters_burst, spent=spent, setting=setting)
 
 
 class _App(faust.App):
@@ -316,7 +319,9 @@ class _Agents:
             try:
                 await web.TCPSite(runner, "127.0.0.1", health_port).start()
             except OSError as error:
-                _stop_process(f"Port {health_port} for health and metrics: {error}; set {app.conf.id}.health_port.", 2)
+                _stop_process(
+                    f"Port {health_port} for health and metrics: {error}; set {limit.setting}.health_port.", 2
+                )
             log.info("writer serves", topics=sorted(writers), health=f"127.0.0.1:{health_port}")
 
     def _unready(self) -> dict[str, str]:

@@ -119,7 +119,8 @@ def import_(
     from pipeline.topics import inventory
 
     said = {"signal": signal, "owner": owner, "description": description}
-    print(f"{inventory.import_topic(name, said, settings.load().kafka)} is written.")
+    loaded = settings.load()
+    print(f"{inventory.import_topic(name, said, loaded.kafka, loaded.topics_directory)} is written.")
 
 
 @app.command()

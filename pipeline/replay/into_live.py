@@ -93,7 +93,9 @@ def _deliveries(plan: Plan, live: Settings) -> Mapping[str, list[Delivery]]:
             Delivery(
                 writer,
                 _DeadLetters(live, writer.name),
-                limit=Limit(live.ch_writer.dead_letters_per_min, live.ch_writer.dead_letters_burst),
+                limit=Limit(
+                    live.ch_writer.dead_letters_per_min, live.ch_writer.dead_letters_burst, setting="ch_writer"
+                ),
             )
             for writer in writers
         ]

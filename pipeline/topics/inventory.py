@@ -12,7 +12,7 @@ from pipeline.kafka.admin import Cluster, LiveTopic
 from pipeline.kafka.groups import Groups
 from pipeline.kafka.reader import Reader
 from pipeline.settings import KafkaSettings
-from pipeline.topics.declared import DIRECTORY, Topic
+from pipeline.topics.declared import Topic
 
 HOUR_MS = 3_600_000
 EDITORS = "# yaml-language-server: $schema=topic.schema.json\n"
@@ -68,10 +68,9 @@ def describe(declared: list[Topic], names: list[str], settings: KafkaSettings) -
     return found
 
 
-def import_topic(
-    name: str, said: dict[str, str], settings: KafkaSettings, directory: pathlib.Path = DIRECTORY
-) -> pathlib.Path:
-    """Write the file that declares the topic as the cluster has it, with `said`: signal, owner, description.
+def import_topic(name: str, said: dict[str, str], settings: KafkaSettings, directory: pathlib.Path) -> pathlib.Path:
+    """Write the file in `directory` that declares the topic as the cluster has it, and as `said`: signal, owner,
+    description.
 
     Raises Misconfigured where there is a file, no such topic, or one that no file can declare.
     """

@@ -64,10 +64,11 @@ def test_dead_letters_that_are_away_stop_the_process() -> None:
 
 
 def test_more_poison_than_the_limit_stops_the_process() -> None:
-    """A bad deploy does not drain a topic into its dead letters: the sentence names the last message."""
+    """A bad deploy does not drain a topic into its dead letters: the sentence names the last message, and the setting."""
     dead = Dead()
-    with pytest.raises(TooManyDeadLetters, match=r"logs_raw \[0\] @ 2: The value is cut short"):
-        deliver(Memory("logs"), dead, [POISON] * 10, Limit(60, 2))
+    said = r"logs_raw \[0\] @ 2: The value is cut short.*raise agents\.keep\.dead_letters_per_min,"
+    with pytest.raises(TooManyDeadLetters, match=said):
+        deliver(Memory("logs"), dead, [POISON] * 10, Limit(60, 2, setting="agents.keep"))
     assert dead.buried == [0, 1]
 
 

@@ -1,0 +1,79 @@
+"""An agent's function in its process, when it does what no function should."""
+
+import pathlib
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.agents.isolated import Isolated
+from pipeline.agents.load import of_file, settings_of
+from pipeline.delivery import Message
+from pipeline.record.records import LogRecord
+from pipeline.settings import Settings
+from pipeline.telemetry import metrics
+from tests.agents.builtin.run import of_records
+from tests.agents.test_transform import emitted
+
+MIB = 1024 * 1024
+Start = Callable[..., Isolated]
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> Iterator[Start]:
+    """An agent `odd` with that body, and what the settings say of it."""
+    running: list[Isolated] = []
+
+    def started(body: str, **own: Any) -> Isolated:
+        head = "import re, time\nfrom pipeline.agents import agent\nheld = []\n\n"
+        code = '@agent(reads="logs_raw", writes="logs_norm", version=1)\ndef odd(record):\n'
+        (tmp_path / "odd.py").write_text(head + code + textwrap.indent(textwrap.dedent(body), "    "))
+        [agent] = of_file(tmp_path / "odd.py")
+        settings = Settings(agents={"odd": own})
+        running.append(Isolated(agent, settings_of(agent, settings)[0], settings, {"logs": "logs_norm"}))
+        return running[-1]
+
+    yield started
+    for each in running:
+        each.close()
+
+
+def bodies(*texts: str) -> Message:
+    return of_records(*(LogRecord(body=text) for text in texts))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'if record.body == "bad": time.sleep(3600)\nreturn record',
+        'if record.body == "bad": re.match("(a+)+$", "a" * 60 + "b")\nreturn record',
+    ],
+)
+def test_a_record_that_takes_for_ever_is_given_up_alone(start: Start, body: str) -> None:
+    """A function that sleeps for an hour, or matches by a pattern that blows up: the record is told in a sentence with
+    file and line, the process is stopped and counted, its neighbours are emitted."""
+    stopped = metrics.AGENT_KILLED.labels("odd")._value
+    before = stopped.get()
+    began = time.monotonic()
+    made = start(body, record_within_s=0.5).transform(bodies("a", "bad", "c"))
+    assert time.monotonic() - began < 60
+    assert [each["body"] for each in emitted(made, "logs_norm")] == ["a", "c"]
+    [failed] = made.failed
+    assert failed.number == 1
+    assert failed.reason.endswith("odd.py:5: odd at record 1: it took longer than 0.5 s (record_within_s).")
+    assert stopped.get() == before + 1
+
+
+def test_a_leak_is_a_new_process_counted_and_nothing_else(start: Start) -> None:
+    """Each message leaves 30 MB behind: once its process is over its memory a new one is started, and no record is
+    lost."""
+    counters = [metric.labels("odd")._value for metric in (metrics.AGENT_RECYCLED, metrics.AGENT_KILLED)]
+    before = sum(each.get() for each in counters)
+    leaks = start(f"held.append(b'1' * {30 * MIB})\nreturn record", memory_bytes=200 * MIB)
+    for number in range(5):
+        [went] = emitted(leaks.transform(bodies(str(number))), "logs_norm")
+        assert went["body"] == str(number)
+        time.sleep(0.3)  # its memory is looked at four times a second
+    assert sum(each.get() for each in counters) > before
