@@ -2,6 +2,7 @@
 
 import gzip
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,8 @@ TAKEN = ExportLogsServiceResponse().SerializeToString()
 class Asked(NamedTuple):
     headers: dict[str, str]
     bodies: list[str]
+    at_s: float  # of a clock that only goes forward
+    taken: bool
 
 
 class Say(NamedTuple):
@@ -38,9 +41,10 @@ def partly(rejected: int, why: str) -> Say:
 class Server:
     """Answers by the script, then that all was taken."""
 
-    def __init__(self, protocol: str, script: Sequence[Say] = ()) -> None:
+    def __init__(self, protocol: str, script: Sequence[Say] = (), port: int = 0) -> None:
         self.asked: list[Asked] = []
         self._script = list(script)
+        self._wanted = port
         self._lock = threading.Lock()
         self.port, self.stop = {"http": self._http, "grpc": self._grpc}[protocol]()
 
@@ -53,8 +57,9 @@ class Server:
             for record in scope.log_records
         ]
         with self._lock:
-            self.asked.append(Asked(headers, bodies))
-            return self._script.pop(0) if self._script else Say()
+            say = self._script.pop(0) if self._script else Say()
+            self.asked.append(Asked(headers, bodies, time.monotonic(), not say.status))
+            return say
 
     def _http(self) -> tuple[int, Callable[[], None]]:
         answer = self._answer
@@ -78,7 +83,7 @@ class Server:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = ThreadingHTTPServer(("127.0.0.1", self._wanted), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
         def stop() -> None:
@@ -107,6 +112,6 @@ class Server:
         method = grpc.unary_unary_rpc_method_handler(export)
         service = "opentelemetry.proto.collector.logs.v1.LogsService"
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": method}),))
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(f"127.0.0.1:{self._wanted}")
         server.start()
         return port, lambda: server.stop(0).wait()

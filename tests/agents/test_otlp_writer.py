@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from pipeline import otlp
+from pipeline import otlp, topics
 from pipeline.agents.otlp_writer import OtlpWriter
 from pipeline.backend import backend, parsed
 from pipeline.delivery import Delivery, Message
@@ -17,10 +17,13 @@ from pipeline.errors import Misconfigured, Rejected, Unavailable
 from pipeline.otlp.export import export_request
 from pipeline.record.layout import layout
 from pipeline.record.records import TYPES, read
-from pipeline.settings import OtlpWriterSettings
+from pipeline.settings import KafkaSettings, OtlpWriterSettings, Settings
 from pipeline.telemetry import metrics
 from tests.agents.backend_server import Say, Server, partly
 from tests.agents.builtin.run import of_request
+from tests.audit.conftest import remove_topics
+from tests.drills import otlp_writer as drill
+from tests.drills.context import Context
 from tests.otlp.requests import logs, traces
 from tests.otlp.requests import metrics as metrics_request
 
@@ -186,3 +189,14 @@ def test_another_gateway_gives_what_is_sent_on_the_same_ids(signal: Any, request
     [group] = otlp.encode(signal, again.SerializeToString(), origin, partitions=1).groups
     assert {raw.whole for raw in laid.records(group.value)} == {raw.whole for raw in laid.records(first.value)}
     assert group.records == len(records)
+
+
+@pytest.mark.timeout(300)
+def test_a_back_end_away_busy_and_picky_gets_everything_once(kafka: str, tmp_path: pathlib.Path) -> None:
+    """As a process: nobody listens, then 429 with RetryInfo, then partial success, each record taken once and counted;
+    sent again to another gateway of ours, while both are killed, they have the same ids and none is lost."""
+    remove_topics(kafka)
+    settings = Settings(kafka=KafkaSettings(bootstrap_servers=kafka))
+    topics.apply_all(settings)
+    assert "nothing lost" in drill.sent_on(Context("otlp_writer", tmp_path, 1, short=True), settings)
+    remove_topics(kafka)

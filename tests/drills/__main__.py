@@ -27,6 +27,7 @@ from tests.drills import (
     fuzz_gateway,
     kafka_away,
     killer,
+    otlp_writer,
     regions,
     registry,
     replay,
@@ -49,6 +50,7 @@ DRILLS: dict[str, Drill] = {
     "rewind": rewind.drill,
     "registry": registry.drill,
     "agents": agents.drill,
+    "otlp_writer": otlp_writer.drill,
     "regions": regions.drill,
     "replay": replay.drill,
 }
