@@ -282,6 +282,9 @@ def encoded(record: Record, event_id: bytes, parent: Record, shift_ns: int) -> b
     """
     raw, layout, changed = record._raw, record._layout, record._changed
     if raw is not None and raw is parent._raw:  # its region and tenant are the parent's
+        if not changed:  # most records
+            bounds = raw.bounds
+            return b"".join((event_id, _shifted(raw.shared, layout, shift_ns), raw.data[bounds[0] : bounds[-1]]))
         if changed.keys().isdisjoint(layout.shared):
             shared = _shifted(raw.shared, layout, shift_ns)
         else:
