@@ -13,6 +13,7 @@ from pipeline.delivery import Message
 from pipeline.record import schema
 from pipeline.settings import KafkaSettings, Settings, WriterSettings
 from tests.agents.agent_process import IDENTITY, Agents, read, records
+from tests.agents.group import Group
 from tests.agents.process import Process, send, until
 from tests.audit.conftest import remove_topics
 from tests.bench import payload
@@ -70,6 +71,34 @@ def test_identity(world: Settings, tmp_path: pathlib.Path) -> None:
             record for each in read(world, "logs_norm") if each.partition == partition for record in records(each.value)
         ]
         assert went == [{**record, "received_time": record["received_time"] + 1000} for record in came]
+
+
+@pytest.mark.timeout(240)
+def test_a_rolling_restart_loses_nothing(kafka: str, world: Settings, tmp_path: pathlib.Path) -> None:
+    """A new process beside an old one, which is then stopped, while messages come: everything is emitted, and the old
+    one ends in order."""
+    sent = messages(30)
+    old, new = (run(tmp_path, IDENTITY, world) for _ in range(2))
+    group = Group(kafka, "keep")
+    try:
+        old.start()
+        send(world, *sent[:10])
+        until(lambda: read(world, "logs_norm"), "the old one emitted nothing", 120)
+        new.start()
+        send(world, *sent[10:20])
+        until(lambda: group.settled(2), "the new one did not join", 120)
+        send(world, *sent[20:])
+        assert old.stop()[0] == 0
+        wanted = {record["event_id"] for each in sent for record in records(each.value)}
+
+        def emitted() -> set[bytes]:
+            return {record["event_id"] for each in read(world, "logs_norm") for record in records(each.value)}
+
+        until(lambda: emitted() == wanted, "something is missing", 120)
+        assert new.stop()[0] == 0
+    finally:
+        old.close()
+        new.close()
 
 
 def _rows(world: Settings) -> tuple[int, int]:
