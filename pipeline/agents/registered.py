@@ -25,34 +25,15 @@ class Version(NamedTuple):
 Keep = Callable[[Version, Sequence[Message]], int]  # commits messages of one version; how many records they hold
 
 
-class RegisteredWriter:
-    """Writer of the tables that name `store`; what is of others it passes over."""
+class Versions:
+    """What the header `schema` of messages says, of the registered tables."""
 
-    def __init__(self, name: str, store: StoreName, tables: Tables, keep: Keep) -> None:
-        self.name = name
-        self._store = store
+    def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._keep = keep
         self._schemas: dict[str, schema.Schema] = {}
 
-    def write(self, batch: Sequence[Message]) -> int:
-        """Commit the batch, table by table and version by version; return how many records of it this store keeps.
-
-        Raise Unavailable also where the registry is needed and away, Rejected also where it knows no such table.
-        """
-        by_schema: dict[str, list[Message]] = {}
-        for message in batch:
-            by_schema.setdefault(message.headers.get("schema", b"").decode(errors="replace"), []).append(message)
-        written = 0
-        for said, messages in by_schema.items():
-            version = self._version(said)
-            if self._store in version.table.stores:
-                written += self._keep(version, messages)
-            else:
-                metrics.PASSED_OVER.labels(self.name, version.table.name).inc(len(messages))
-        return written
-
-    def _version(self, said: str) -> Version:
+    def of(self, said: str) -> Version:
+        """Raise Rejected where that is no registered table's, Unavailable where the registry is needed and away."""
         name, _, version = said.partition("/")
         number = int(version) if version.isascii() and version.isdigit() and len(version) < 6 else 0
         if not number:
@@ -61,3 +42,35 @@ class RegisteredWriter:
         if said not in self._schemas:
             self._schemas[said] = schema.made(said, table.wire_of(number))
         return Version(table, number, {said: self._schemas[said]})
+
+
+def by_schema(batch: Sequence[Message]) -> dict[str, list[Message]]:
+    """Messages by what their header `schema` says."""
+    found: dict[str, list[Message]] = {}
+    for message in batch:
+        found.setdefault(message.headers.get("schema", b"").decode(errors="replace"), []).append(message)
+    return found
+
+
+class RegisteredWriter:
+    """Writer of the tables that name `store`; what is of others it passes over."""
+
+    def __init__(self, name: str, store: StoreName, tables: Tables, keep: Keep) -> None:
+        self.name = name
+        self._store = store
+        self._versions = Versions(tables)
+        self._keep = keep
+
+    def write(self, batch: Sequence[Message]) -> int:
+        """Commit the batch, table by table and version by version; return how many records of it this store keeps.
+
+        Raise Unavailable also where the registry is needed and away, Rejected also where it knows no such table.
+        """
+        written = 0
+        for said, messages in by_schema(batch).items():
+            version = self._versions.of(said)
+            if self._store in version.table.stores:
+                written += self._keep(version, messages)
+            else:
+                metrics.PASSED_OVER.labels(self.name, version.table.name).inc(len(messages))
+        return written

@@ -91,10 +91,11 @@ def compare(
     """Print the verdict; exit 1 where the two differ or a record is unaccounted for."""
     from pipeline.replay import compare as room
     from pipeline.replay.folder import Folder
+    from pipeline.replay.parts import LIVE
     from pipeline.replay.report import page
 
     live = settings.load()
-    found = room.compare(Folder.of(name, live), None if other == room.LIVE else Folder.of(other, live), live)
+    found = room.compare(Folder.of(name, live), None if other == LIVE else Folder.of(other, live), live)
     if html is not None:
         html.write_text(page(found.document))
     if as_json:

@@ -1,13 +1,15 @@
 """The slice into the sandbox's topics, byte for byte: keys, headers, partitions, order and timestamps as they were, and
 a header that says where each message stood."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from pipeline import delivery
-from pipeline.agents.batch import join, known
+from pipeline.agents import registered
+from pipeline.agents.batch import Known, join, known
 from pipeline.agents.ch_writer import token
 from pipeline.clickhouse.inserts import Inserts
 from pipeline.errors import Misconfigured, Rejected, Unavailable
@@ -15,10 +17,12 @@ from pipeline.kafka.producer import Outbox, Outgoing
 from pipeline.kafka.reader import Message, Range, Reader
 from pipeline.replay import tables
 from pipeline.replay.plan import Plan, Slice
-from pipeline.replay.tables import Signal
 from pipeline.replay.where import Where
 from pipeline.settings import Settings
+from pipeline.tables.client import Tables
+from pipeline.tables.model import Table
 
+EVENTS = "events"
 HEADER = "sandbox"  # `<source topic>/<partition>@<offset>`
 BATCH_BYTES = 8 * 1024 * 1024
 BATCH_RECORDS = 20_000
@@ -42,7 +46,11 @@ class Copier:
         self._targets = Reader(own.kafka)
         self._outbox = Outbox(own.kafka)
         self._where = Where(tuple(plan.where.items()))
+        self._store = own.clickhouse
+        self._maker = live.clickhouse.model_copy(update={"database": own.clickhouse.database})
         self._inputs = {signal: Inserts(own.clickhouse, tables.input_table(signal)) for signal in tables.SIGNALS}
+        self._registered: dict[str, Inserts] = {}
+        self._versions = registered.Versions(Tables(live.registry))
         self._max_bytes = live.replay.max_bytes
 
     def left(self) -> list[Slice]:
@@ -67,7 +75,7 @@ class Copier:
         copied_bytes = 0
         for stage in _stages(slices):
             started, passed_records = time.monotonic(), 0
-            for batch, offsets in batches(self._reader, [each.range for each in stage]):
+            for batch, offsets in batches(self._reader, [each.range for each in stage], rate):
                 held = time.monotonic()
                 hold()
                 started += time.monotonic() - held
@@ -89,18 +97,29 @@ class Copier:
         for signal in tables.SIGNALS:
             mine = [one for one in messages if _signal(one) == signal]
             if mine:
-                self._keep_one(signal, [as_delivered(one) for one in mine])
+                self._keep_known(self._inputs[signal], known(signal), [as_delivered(one) for one in mine])
+        events = [as_delivered(one) for one in messages if _signal(one) == EVENTS]
+        for said, those in registered.by_schema(events).items():
+            with contextlib.suppress(Rejected):  # no such table: they must turn up in the dead letters
+                table, _, accepted = self._versions.of(said)
+                self._keep_known(self._of_registered(table), accepted, those)
 
-    def _keep_one(self, signal: Signal, messages: list[delivery.Message]) -> None:
+    def _of_registered(self, table: Table) -> Inserts:
+        if table.name not in self._registered:
+            tables.make_registered(self._maker, table)
+            self._registered[table.name] = Inserts(self._store, tables.registered_input_table(table.name))
+        return self._registered[table.name]
+
+    def _keep_known(self, into: Inserts, accepted: Known, messages: list[delivery.Message]) -> None:
         """Into replay_input; what does not decode is left out, it must turn up in the dead letters."""
         try:
-            for one in join(messages, known(signal)):
-                self._inputs[signal].insert(one.schema, one.values, records=one.records, token=token(one.messages))
+            for one in join(messages, accepted):
+                into.insert(one.schema, one.values, records=one.records, token=token(one.messages))
         except Rejected:
             if len(messages) > 1:
                 middle = len(messages) // 2
-                self._keep_one(signal, messages[:middle])
-                self._keep_one(signal, messages[middle:])
+                self._keep_known(into, accepted, messages[:middle])
+                self._keep_known(into, accepted, messages[middle:])
 
     def _settled(self, topics: Iterable[str]) -> list[Range]:
         topics = list(topics)
@@ -121,8 +140,10 @@ def _after(slices: list[Slice], copied: Copied | None) -> list[Slice]:
     return [slices[at].model_copy(update={"start": copied.offset + 1}), *slices[at + 1 :]]
 
 
-def batches(reader: Reader, ranges: Sequence[Range]) -> Iterator[tuple[list[Message], int]]:
-    """All messages in batches for a store, each with how many offsets were passed."""
+def batches(reader: Reader, ranges: Sequence[Range], rate: int) -> Iterator[tuple[list[Message], int]]:
+    """All messages in batches for a store, of half a second at `rate` records a second or less, each with how many
+    offsets were passed."""
+    most = min(BATCH_RECORDS, rate // 2)
     batch: list[Message] = []
     size = records = offsets = 0
 
@@ -133,7 +154,7 @@ def batches(reader: Reader, ranges: Sequence[Range]) -> Iterator[tuple[list[Mess
     for message in reader.read(ranges, count):
         batch.append(message)
         size, records = size + len(message.value), records + records_of(message)
-        if size >= BATCH_BYTES or records >= BATCH_RECORDS:
+        if size >= BATCH_BYTES or records >= most:
             yield batch, offsets
             batch, size, records, offsets = [], 0, 0, 0
     if batch or offsets:

@@ -2,12 +2,15 @@
 
 import datetime
 import subprocess
+import time
 from dataclasses import dataclass
 
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.replay import place
 from pipeline.replay.folder import Folder, every
 from pipeline.settings import ROOT, Settings
+
+GONE_WITHIN_S = 30.0  # Kafka removes topics and groups a moment after it has said so
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def expired(live: Settings, now: datetime.datetime) -> list[Drop]:
 
 
 def drop(folder: Folder, live: Settings) -> None:
-    """Return when a listing shows nothing of it; what was cut off is taken up by the next call.
+    """Return when a listing shows nothing of it; what was cut off is taken up by the next call, so its files go last.
 
     Raises Misconfigured while it runs, Unavailable where a server is away.
     """
@@ -55,7 +58,9 @@ def drop(folder: Folder, live: Settings) -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise Misconfigured(f"git does not remove {code}: {done.stderr.strip()}")
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while left := place.on_servers(plan.sandbox, live):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{plan.name} is dropped, but there are still {', '.join(left)}: run this again.")
+            time.sleep(0.5)
         folder.remove()
-    left = place.left(plan.sandbox, live)
-    if left:
-        raise Unavailable(f"{plan.name} is dropped, but still there are {', '.join(left)}: run this again in a moment.")

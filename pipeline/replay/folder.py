@@ -131,7 +131,7 @@ class Folder:
         """Raise Misconfigured where another process works on it; a killed one's lock is free."""
         with (self.path / "lock").open("w") as lock:
             if not _lock(lock, fcntl.LOCK_EX):
-                raise Misconfigured(f"{self.plan.name} is running: stop that with Ctrl-C first.")
+                raise Misconfigured(f"{self.plan.name} is at work in another process: wait, or stop that with Ctrl-C.")
             yield
 
     def remove(self) -> None:

@@ -50,7 +50,7 @@ def fill(plan: Plan, live: Settings, rate: int, progress: Progress) -> None:
     left = _left(plan, live)
     deliveries = _deliveries(plan, live)
     started, passed = time.monotonic(), 0
-    for batch, offsets in batches(Reader(live.kafka), left):
+    for batch, offsets in batches(Reader(live.kafka), left, rate):
         for topic in {message.topic for message in batch}:
             mine = [as_delivered(message) for message in batch if message.topic == topic]
             for delivery in deliveries[topic]:

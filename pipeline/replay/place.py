@@ -89,10 +89,16 @@ def remove(sandbox: Sandbox, live: Settings) -> None:
 
 def left(sandbox: Sandbox, live: Settings) -> list[str]:
     """What a listing of every server and the disk still shows of it; empty after `remove`."""
-    return [*_left(sandbox, live)]
+    folder = sandbox.folder(live)
+    return [*on_servers(sandbox, live), *([f"folder {folder}"] if folder.exists() else [])]
 
 
-def _left(sandbox: Sandbox, live: Settings) -> Iterator[str]:
+def on_servers(sandbox: Sandbox, live: Settings) -> list[str]:
+    """The same without the disk."""
+    return [*_on_servers(sandbox, live)]
+
+
+def _on_servers(sandbox: Sandbox, live: Settings) -> Iterator[str]:
     yield from (f"topic {name}" for name in Cluster(live.kafka).names() if name.startswith(sandbox.prefix))
     yield from (f"group {name}" for name in Groups(live.kafka).names(sandbox.prefix))
     if live.replay.kafka_servers:
@@ -105,8 +111,6 @@ def _left(sandbox: Sandbox, live: Settings) -> Iterator[str]:
             query = sql.SQL("SELECT FROM {} WHERE {} = %s").format(sql.Identifier(catalogue), sql.Identifier(column))
             if admin.execute(query, (sandbox.owner,)).fetchone() is not None:
                 yield f"{kind} {sandbox.owner}"
-    if sandbox.folder(live).exists():
-        yield f"folder {sandbox.folder(live)}"
 
 
 def _make_role(sandbox: Sandbox, live: Settings, password: str) -> None:

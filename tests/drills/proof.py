@@ -42,6 +42,15 @@ def lag(settings: Settings, writer: str) -> int:
     return sum(each.end - max(each.start, places.get((each.topic, each.partition), 0)) for each in retained)
 
 
+def stored(settings: Settings, within_s: float) -> None:
+    """Return once the writers have committed all that there is."""
+    deadline = time.monotonic() + within_s
+    while behind := {writer: lag(settings, writer) for writer in STORE_WRITERS if lag(settings, writer)}:
+        if time.monotonic() > deadline:
+            raise Failed(f"{within_s:.0f} s after the load the writers still lag {behind} messages.")
+        time.sleep(0.5)
+
+
 def audited(settings: Settings, within_s: float) -> None:
     """Return once `pipeline audit` is clean; raise Failed with what it says, and how far the writers are, where it is
     not within the time."""

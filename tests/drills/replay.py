@@ -1,6 +1,8 @@
 """Replays beside live load: killed again and again, hostile, and equal to live in the end."""
 
+import contextlib
 import datetime
+import itertools
 import json
 import os
 import random
@@ -8,22 +10,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from deploy.demo.freshness import Probes
+from pipeline.kafka.reader import Reader
 from pipeline.replay import place
 from pipeline.replay.folder import Folder
 from pipeline.replay.names import Sandbox
 from pipeline.settings import ROOT, Settings, as_environment
 from tests.bench import topic
 from tests.drills.context import Context, Failed
-from tests.drills.exporters import Exporters
-from tests.drills.proof import audited, pipeline
+from tests.drills.proof import audited, pipeline, stored
 
 RECORDS, SHORT_RECORDS = 5_000_000, 100_000
 KILLS = 3
-CALM_S, SHORT_CALM_S = 60.0, 15.0
+LOAD_S = 7200.0  # longer than any replay here
+CALM_S, SHORT_CALM_S = 120.0, 15.0
+FULL_S, SHORT_FULL_S = 30.0, 5.0  # of load without a limit, to see what all of live takes
+REPLAYED_SHARE = 0.1  # of what live takes: the replay's rate
+REQUEST_RECORDS = 200
 STORED_WITHIN_S = 1800.0
+Window = tuple[datetime.datetime, datetime.datetime]
+HOSTILE_PART = datetime.timedelta(seconds=0.2)
 SLOWER = 1.2  # live's freshness p99 during a replay, as a share of that before
 HOSTILE = """
 import os
@@ -45,39 +54,52 @@ def hostile(record: LogRecord) -> LogRecord:
 
 
 def drill(context: Context) -> str:
-    """While live takes its load a slice of history is replayed, killed three times and run again: equal to live, live's
-    freshness p99 within a fifth; a hostile agent is refused and seen; dropped, nothing is left."""
+    """While live takes half of what it can, a slice of history is replayed, killed three times and run again: equal to
+    live and to a replay that nobody killed, live's freshness p99 within a fifth; a hostile agent is refused and seen;
+    dropped, nothing is left."""
     records = SHORT_RECORDS if context.short else RECORDS
     with context.whole_stack() as (_, settings):
-        began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=1)
         topic.fill(settings, "logs", records, time.time_ns() - 6 * 3600 * 10**9)
         audited(settings, STORED_WITHIN_S)
-        ended = datetime.datetime.now(datetime.UTC)
-        exporters = Exporters(settings)
-        exporters.start()
-        try:
+        window = _first(settings), datetime.datetime.now(datetime.UTC)
+        capacity = _capacity(settings, SHORT_FULL_S if context.short else FULL_S)
+        with _load(settings, LOAD_S, capacity / 2):
             calm = _freshness(settings, SHORT_CALM_S if context.short else CALM_S)
-            said = _replayed(context, settings, (began, ended), calm, records)
-        finally:
-            exporters.finish(60.0)
-        _hostile(context, settings, (began, ended))
+            context.tell(f"live takes {capacity:,.0f} records/s; freshness p99 at half of that {calm:.2f} s")
+            said, during = _replayed(context, settings, window, max(1000, int(capacity * REPLAYED_SHARE)))
+        stored(settings, STORED_WITHIN_S)
+        _equal_to_unkilled(settings, window, records)
+        _hostile(context, settings, (window[0], window[0] + HOSTILE_PART))
         audited(settings, STORED_WITHIN_S)
-        left = [line for name in ("drill", "hostile") for line in place.left(Sandbox.called(name), settings)]
+        left = [line for name in ("drill", "whole", "hostile") for line in place.left(Sandbox.called(name), settings)]
     if left:
         raise Failed(f"After drop there are still {', '.join(left)}.")
-    return f"{said}; audit clean"
+    said = (
+        f"{said}; live's freshness p99 at half of {capacity:,.0f} records/s {calm:.2f} s, then {during:.2f} s; equal to "
+        "live and to a replay without a kill; audit clean"
+    )
+    if not context.short and during > calm * SLOWER:
+        raise Failed(f"{said}; that freshness is more than {SLOWER:.1f} times what it was before.")
+    return said
 
 
-def _replayed(
-    context: Context, settings: Settings, window: tuple[datetime.datetime, datetime.datetime], calm: float, records: int
-) -> str:
+def _first(settings: Settings) -> datetime.datetime:
+    """When the first log was received."""
+    reader = Reader(settings.kafka)
+    firsts = reader.earliest_ms(reader.retained(["logs_raw"]))
+    return datetime.datetime.fromtimestamp(min(ms for ms in firsts if ms is not None) / 1000, datetime.UTC)
+
+
+def _replayed(context: Context, settings: Settings, window: Window, rate: int) -> tuple[str, float]:
+    """Kill the replay again and again; return what is to be said, and live's freshness p99 meanwhile."""
+    records = SHORT_RECORDS if context.short else RECORDS
     _plan(settings, "drill", window)
     probes = Probes(settings)
     probes.start()
     rng = random.Random(context.seed)
     started = time.monotonic()
     for number in range(KILLS):
-        running = _start(settings, "drill")
+        running = _start(settings, "drill", "--rate", f"{rate}/s")
         share = records * (number + rng.random()) / (KILLS + 1)
         while running.poll() is None and _status(settings, "drill")["copied_records"] < share:
             time.sleep(0.2)
@@ -88,24 +110,60 @@ def _replayed(
         raise Failed("The replay did not end after its last kill.")
     seconds = time.monotonic() - started
     probes.stop(within_s=30.0)
-    during = _p99(probes.ages_s["clickhouse"])
-    found: dict[str, Any] = json.loads(pipeline(settings, "replay", "compare", "drill", "--json"))
-    if found["signals"]["logs"]["closure"]["a_rows"] != records:
-        raise Failed(f"The sandbox has {found['signals']['logs']['closure']['a_rows']:,} of {records:,} records.")
-    pipeline(settings, "replay", "drop", "drill", "--yes")
-    said = (
-        f"{records:,} records in {seconds:.0f} s, {KILLS} kills; live's freshness p99 {calm:.2f} s, then {during:.2f} s"
-    )
-    if not context.short and during > calm * SLOWER:
-        raise Failed(f"{said}, which is more than {SLOWER:.1f} times that before.")
-    return said
+    return f"{records:,} records in {seconds:.0f} s, {KILLS} kills", _p99(probes.ages_s["clickhouse"])
 
 
-def _hostile(context: Context, settings: Settings, window: tuple[datetime.datetime, datetime.datetime]) -> None:
+def _equal_to_unkilled(settings: Settings, window: Window, records: int) -> None:
+    """Equal to live, and to a replay of the same slice that ran through."""
+    _plan(settings, "whole", window)
+    if _start(settings, "whole").wait(STORED_WITHIN_S):
+        raise Failed("The replay that nobody killed did not end.")
+    for other in ("live", "whole"):
+        found: dict[str, Any] = json.loads(pipeline(settings, "replay", "compare", "drill", "--with", other, "--json"))
+        rows = found["signals"]["logs"]["closure"]["a_rows"]
+        if rows != records:
+            raise Failed(f"The sandbox has {rows:,} of {records:,} records.")
+    for name in ("drill", "whole"):
+        pipeline(settings, "replay", "drop", name, "--yes")
+
+
+def _capacity(settings: Settings, seconds: float) -> float:
+    """Records a second from clients into the stores, without a limit."""
+    started = time.monotonic()
+    with _load(settings, seconds, None) as load:
+        said = json.loads(load.stdout.readline())  # type: ignore[union-attr]
+    stored(settings, STORED_WITHIN_S)
+    return float(said["records"] / (time.monotonic() - started))
+
+
+@contextlib.contextmanager
+def _load(settings: Settings, seconds: float, rate: float | None) -> "Iterator[subprocess.Popen[str]]":
+    """Clients that send logs, at `rate` records a second or as fast as they are answered."""
+    options = {
+        "--protocol": "http", "--signal": "logs", "--address": f"127.0.0.1:{settings.gateway.http_port}",
+        "--seconds": f"{seconds}", "--records": f"{REQUEST_RECORDS}", **({"--rate": f"{rate}"} if rate else {}),
+    }  # fmt: skip
+    load = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.load", *itertools.chain(*options.items())],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert load.stdin
+    assert load.stdout
+    try:
+        load.stdout.readline()  # it is warm
+        load.stdin.write("\n")
+        load.stdin.flush()
+        yield load
+    finally:
+        load.terminate()
+        load.communicate()
+
+
+def _hostile(context: Context, settings: Settings, window: Window) -> None:
     """An agent that would delete what is live is dead-lettered with the refusal, message by message."""
     file = context.home / "hostile.py"
     file.write_text(HOSTILE)
-    _plan(settings, "hostile", (window[0], window[0] + (window[1] - window[0]) / 50))
+    _plan(settings, "hostile", window)
     ended = _start(settings, "hostile", "--agents", str(file)).wait(STORED_WITHIN_S)
     log = (settings.replay.directory / "hostile" / "log" / "hostile.log").read_text()
     if "permission denied" not in log:
@@ -113,7 +171,7 @@ def _hostile(context: Context, settings: Settings, window: tuple[datetime.dateti
     pipeline(settings, "replay", "drop", "hostile", "--yes")
 
 
-def _plan(settings: Settings, name: str, window: tuple[datetime.datetime, datetime.datetime]) -> None:
+def _plan(settings: Settings, name: str, window: Window) -> None:
     start, end = (one.isoformat() for one in window)
     pipeline(settings, "replay", "plan", "--topics", "logs_raw", "--from", start, "--to", end, "--name", name)
 

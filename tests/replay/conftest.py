@@ -8,8 +8,11 @@ import pytest
 
 from pipeline import migrations, topics
 from pipeline.clickhouse import connect
-from pipeline.settings import ClickHouseSettings, KafkaSettings, PostgresSettings, Settings
+from pipeline.settings import ClickHouseSettings, KafkaSettings, PostgresSettings, RegistrySettings, Settings
+from tests.agents.test_registered import register
 from tests.audit.conftest import remove_topics
+from tests.conftest import free_ports
+from tests.registry.served import serving
 from tests.replay.world import World
 
 
@@ -17,7 +20,7 @@ from tests.replay.world import World
 def world(
     kafka: str, postgres: str, clickhouse: str, session_settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    """Live topics and stores of this module's own, with logs and spans in them."""
+    """Live topics and stores of this module's own, with records of every signal in them."""
     name = f"world_{uuid.uuid4().hex}"
     remove_topics(kafka)
     home: pathlib.Path = tmp_path_factory.mktemp("replay")
@@ -25,6 +28,7 @@ def world(
         kafka=KafkaSettings(bootstrap_servers=kafka),
         postgres=PostgresSettings(dsn=psycopg.conninfo.make_conninfo(postgres, dbname=name)),
         clickhouse=ClickHouseSettings(url=clickhouse, database=name),
+        registry=RegistrySettings(port=free_ports(1)[0]),
         replay=session_settings.replay.model_copy(update={"directory": home / "replay"}),
     )
     admin = connect(ClickHouseSettings(url=clickhouse))
@@ -35,7 +39,9 @@ def world(
         migrations.up_all(live)
         made = World(live, home)
         made.fill(time.time_ns())
-        yield made
+        with serving(live.postgres, live.registry) as registry:
+            register(registry, made.table)
+            yield made
         made.close()
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
     admin.command(f"DROP DATABASE {name} SYNC")

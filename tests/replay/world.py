@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -12,21 +11,26 @@ from typing import Any
 
 from confluent_kafka import Producer
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from pipeline import otlp
+from pipeline.agents import ch_writer, pg_writer
 from pipeline.agents.ch_writer import ClickHouseWriter
+from pipeline.agents.pg_writer import PostgresWriter
 from pipeline.clickhouse import connect
 from pipeline.delivery import Message
 from pipeline.record import schema
-from pipeline.record.schema import Signal
+from pipeline.record.schema import SIGNALS
 from pipeline.replay.folder import Folder
 from pipeline.settings import ROOT, Settings, as_environment
+from tests.contract import registered
 from tests.drills.exporters import MAKE
 
 MESSAGES = 60  # of each signal
 RECORDS = 50  # of a message
-DEBUG_OF, MAIL_OF = 4, 5  # every so many-th log record
+DEBUG_OF, MAIL_OF, ERROR_OF = 4, 5, 100  # every so many-th log record
 PARTITIONS = 4
+EVERYTHING = "logs_raw,traces_raw,metrics_raw,events_raw"
 HOUR_NS = 3600 * 10**9
 
 
@@ -39,6 +43,7 @@ class World:
         self.sent: dict[str, list[Message]] = {}
         self.records: dict[str, int] = {}
         self.start_ns = self.end_ns = 0
+        self.table = registered.declared("readings", registered.FIELDS)
         self.store = connect(live.clickhouse)
         self._environment = {**os.environ, **as_environment(live)}
 
@@ -46,19 +51,17 @@ class World:
         self.store.close()
 
     def fill(self, now_ns: int) -> None:
-        """Logs and spans of the hour before, into Kafka and, by the writer, into ClickHouse."""
+        """Records of every signal of the hour before and rows of a registered table, into Kafka and by the writers into
+        the stores. Of one point a later one says something else."""
         self.start_ns, self.end_ns = (now_ns - 2 * HOUR_NS) // 10**9 * 10**9, now_ns // 10**9 * 10**9
         producer = Producer({"bootstrap.servers": self.live.kafka.bootstrap_servers, "log_level": 0})
-        signals: tuple[Signal, ...] = ("logs", "traces")
-        for of in signals:
+        for of in SIGNALS:
             batch = []
-            for number in range(MESSAGES):
+            bodies = [logs(n) if of == "logs" else MAKE[of](f"service-{n % 3}", _numbers(n)) for n in range(MESSAGES)]
+            if of == "metrics":
+                bodies.append(_said_again(bodies[0]))
+            for number, body in enumerate(bodies):
                 received_ns = now_ns - HOUR_NS + number * 10**9
-                body = (
-                    logs(number)
-                    if of == "logs"
-                    else MAKE[of](f"service-{number % 3}", range(number * RECORDS, (number + 1) * RECORDS))
-                )
                 for group in otlp.encode(
                     of, body, otlp.Origin("default", "local", received_ns), partitions=PARTITIONS
                 ).groups:
@@ -83,7 +86,21 @@ class World:
                     )  # fmt: skip
             assert producer.flush(30) == 0
             self.records[schema.topic(of)] = ClickHouseWriter(self.live.clickhouse, of).write(batch)
+            if of != "traces":
+                PostgresWriter(self.live.postgres, of).write(batch)
             self.sent[schema.topic(of)] = batch
+        self._fill_registered(producer, now_ns - HOUR_NS)
+
+    def _fill_registered(self, producer: Producer, received_ns: int) -> None:
+        rows = registered.message(self.table, *registered.ROWS, received=received_ns)
+        tables = registered.known(self.home / "tables.json", self.table)
+        ch_writer.registered(self.live.clickhouse, tables).write([rows])
+        pg_writer.registered(self.live.postgres, tables).write([rows])
+        producer.produce(
+            rows.topic, rows.value, partition=rows.partition, timestamp=received_ns // 10**6,
+            headers=list(rows.headers.items()),
+        )  # fmt: skip
+        assert producer.flush(30) == 0
 
     @property
     def window(self) -> list[str]:
@@ -102,7 +119,7 @@ class World:
         said, _ = running.communicate(timeout=300)
         return running.returncode, said
 
-    def plan(self, name: str, topics: str = "logs_raw,traces_raw", *options: str) -> None:
+    def plan(self, name: str, topics: str = EVERYTHING, *options: str) -> None:
         code, said = self.replay("plan", "--topics", topics, "--name", name, *self.window, *options)
         assert code == 0, said
 
@@ -115,20 +132,32 @@ class World:
         assert code in (0, 1), said
         return code, json.loads(said)
 
-    def killed_once(self, name: str, *options: str) -> None:
-        """Start a run, and kill it when it has copied something and not all."""
-        running = self.start("run", name, *options)
+    def begun(self, name: str, *options: str) -> "subprocess.Popen[str]":
+        """A run that has copied something, and not all."""
+        running = self.start("run", name, "--rate", "1000/s", *options)
         deadline = time.monotonic() + 200
         folder = Folder.of(name, self.live)
         while not folder.state.get("copied_records"):
             assert running.poll() is None, running.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        running.send_signal(signal.SIGKILL)
-        running.communicate()
+        return running
 
     def count(self, query: str) -> int:
         return int(self.store.command(query))
+
+
+def _numbers(number: int) -> range:
+    return range(number * RECORDS, (number + 1) * RECORDS)
+
+
+def _said_again(body: bytes) -> bytes:
+    """The same point with another value: PostgreSQL keeps what came last, ClickHouse both."""
+    request = ExportMetricsServiceRequest.FromString(body)
+    points = request.resource_metrics[0].scope_metrics[0].metrics[0].gauge.data_points
+    del points[1:]
+    points[0].as_double = -1.0
+    return request.SerializeToString()
 
 
 def logs(number: int) -> bytes:
@@ -138,9 +167,10 @@ def logs(number: int) -> bytes:
     attribute = resource.resource.attributes.add(key="service.name")
     attribute.value.string_value = f"service-{number % 3}"
     scope = resource.scope_logs.add()
-    for n in range(number * RECORDS, (number + 1) * RECORDS):
+    for n in _numbers(number):
         record = scope.log_records.add(
-            time_unix_nano=time.time_ns() - HOUR_NS, severity_number=5 if n % DEBUG_OF == 0 else 9
+            time_unix_nano=time.time_ns() - HOUR_NS,
+            severity_number=5 if n % DEBUG_OF == 0 else 17 if n % ERROR_OF == 1 else 9,
         )
         mail = f" mail user-{n}@example.com" if n % MAIL_OF == 0 else ""
         record.body.string_value = f"record {n}{mail}"
