@@ -7,6 +7,7 @@ import pathlib
 import select
 import socket
 import ssl
+import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -94,6 +95,11 @@ class RawGrpc:
                     self.flush()
                     return found
             self.flush()
+
+    def events(self) -> Iterator[h2.events.Event]:
+        """What comes until the connection ends."""
+        while data := self._socket.recv(65536):
+            yield from self.http2.receive_data(data)
 
     def flush(self) -> None:
         self._socket.sendall(self.http2.data_to_send())
@@ -251,6 +257,30 @@ def test_a_client_that_resets_leaves_nothing_behind(gateway: Gateway) -> None:
         client.flush()
     good = logs("a").SerializeToString()
     assert client.call(PREFIX.pack(0, len(good)) + good)["grpc-status"] == "0"
+
+
+def test_who_sends_more_than_the_window_is_cut_off(gateway: Gateway) -> None:
+    """A GOAWAY that says FLOW_CONTROL_ERROR, and others go on."""
+    client = RawGrpc(gateway.grpc_port)
+    client.begin()
+    frame = struct.pack(">BHBBI", 0, 16_384, 0, 0, 1) + PREFIX.pack(0, 90_000) + bytes(16_384 - PREFIX.size)
+    client._socket.sendall(frame * 20)
+    with contextlib.suppress(ConnectionError):
+        events = list(client.events())
+        assert [e.error_code for e in events if isinstance(e, h2.events.ConnectionTerminated)] == [3]
+    assert RawGrpc(gateway.grpc_port).call(PREFIX.pack(0, 0))["grpc-status"] == "0"
+
+
+def test_a_content_length_is_compared(gateway: Gateway) -> None:
+    """The right one is taken, a wrong one is no request."""
+    good = logs("a").SerializeToString()
+    data = PREFIX.pack(0, len(good)) + good
+    client = RawGrpc(gateway.grpc_port)
+    assert client.call(data, {"content-length": str(len(data))})["grpc-status"] == "0"
+    client.begin({"content-length": str(len(data) + 1)})
+    client.http2.send_data(3, data, end_stream=True)
+    client.flush()
+    assert any(isinstance(event, h2.events.ConnectionTerminated) for event in client.events())
 
 
 @pytest.mark.parametrize(
