@@ -7,7 +7,7 @@ CRATE   := pipeline/native/Cargo.toml
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test lint bench bench-gateway bench-writers wheels drills clean prerequisites
+.PHONY: help demo up down status test lint bench bench-gateway bench-peers bench-writers wheels drills clean prerequisites
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
@@ -43,6 +43,9 @@ bench: .venv/stamp  ## records/s, CPU, p50/p99, RSS, against the numbers of the 
 
 bench-gateway: .venv/stamp  ## the gateway alone, closed and open loops; fails where a floor is missed
 	@$(BIN)/python -m tests.bench gateway
+
+bench-peers: .venv/stamp  ## the gateway beside an OpenTelemetry Collector, which it builds (needs Go); fails under 2.0
+	@$(BIN)/python -m tests.bench peers
 
 bench-writers: .venv/stamp  ## catch-up of both writers from a filled topic (SCALE=1); fails where a floor is missed
 	@$(BIN)/python -m tests.bench writers --scale $(SCALE)

@@ -1,6 +1,8 @@
 """`make bench`: gateway, ch_writer and pg_writer on a stack of their own, beside the numbers of design section 10.
 
+`python -m tests.bench goals` prints the part of it that is the encoder and the gateway;
 `make bench-gateway` (`python -m tests.bench gateway`) looks at the gateway alone, closely: see tests/bench/gateway.py;
+`make bench-peers` (`python -m tests.bench peers`) at a Collector beside it: see tests/bench/peers.py;
 `make bench-writers` (`python -m tests.bench writers`) at the writers: see tests/bench/writers.py;
 `make bench-agents` (`python -m tests.bench agents`) at an agent's process: see tests/bench/agents.py;
 `python -m tests.bench queries` at what readers pay: see tests/bench/queries.py.
@@ -14,9 +16,8 @@ import sys
 from collections.abc import Iterator
 
 from pipeline.local import Stack
-from pipeline.record import schema
 from pipeline.settings import ROOT, Settings
-from tests.bench import agents, gateway, measured, queries, writers
+from tests.bench import agents, gateway, measured, peers, queries, writers
 from tests.bench.measured import Row
 from tests.conftest import settings_on_free_ports
 
@@ -27,8 +28,9 @@ COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["all", "gateway", "writers", "queries", "agents"], default="all")
-    parser.add_argument("--short", action="store_true", help="gateway: a minute instead of five")
+    rooms = ["all", "goals", "gateway", "peers", "writers", "queries", "agents"]
+    parser.add_argument("what", nargs="?", choices=rooms, default="all")
+    parser.add_argument("--short", action="store_true", help="goals, gateway, peers: a minute instead of five")
     parser.add_argument("--scale", type=float, help="writers and queries: of their records")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -38,6 +40,8 @@ def main() -> None:
     match options.what:
         case "gateway":
             sys.exit(gateway.run(stack, settings, short=options.short, as_json=options.json))
+        case "peers":
+            sys.exit(peers.run(stack, settings, short=options.short, as_json=options.json))
         case "writers":
             sys.exit(writers.run(stack, settings, scale=options.scale or 1.0, as_json=options.json))
         case "agents":
@@ -45,11 +49,21 @@ def main() -> None:
         case "queries":
             queries.run(stack, settings, scale=options.scale or 1.0, as_json=options.json)
             return
-    found = list(measure(stack, settings, options.scale or 0.05))
+        case "goals":
+            found = list(hot_path(stack, settings, short=options.short))
+        case _:
+            found = list(measure(stack, settings, options.scale or 0.05))
     if options.json:
         print(json.dumps(found, indent=2))
         return
     measured.show(found, COLUMNS)
+
+
+def hot_path(stack: Stack, settings: Settings, *, short: bool) -> Iterator[Row]:
+    """The encoder, and the gateway with nothing beside it but Kafka."""
+    yield from gateway.encoding(10 if short else 30)
+    with gateway.started(stack, settings) as ours:
+        yield from gateway.goals(ours, 2 if short else 6)
 
 
 def measure(stack: Stack, settings: Settings, scale: float) -> Iterator[Row]:
@@ -58,11 +72,7 @@ def measure(stack: Stack, settings: Settings, scale: float) -> Iterator[Row]:
     try:
         stack.up()
         stack.stop(["pg_writer", "ch_writer"])
-        ours = gateway.target(stack, settings)
-        for protocol in ("http", "grpc"):
-            for kind in schema.SIGNALS:
-                row = gateway.under(gateway.Case(protocol, kind, 1000, 8), ours, 6)
-                yield {**row, "floor": "40,000/s a core"}
+        yield from gateway.goals(gateway.target(stack, settings), 6)
     finally:
         stack.wipe()
     yield from writers.measure(stack, settings, scale)

@@ -1,14 +1,13 @@
-"""`make bench-gateway`: closed and open loops at the gateway, the floors of design section 10, and a Collector beside.
+"""`make bench-gateway`: closed and open loops at the gateway, and the floors of design section 10.
 
 Everything runs on one machine, so records/s is what load, gateway and Kafka reach together; the floors are held by
-the gateway's own CPU a record. A peer runs under the same load where the variable OTELCOL names its binary.
+the gateway's own CPU a record. `make bench-peers` puts a Collector beside it: see tests/bench/peers.py.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import random
 import select
 import subprocess
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import psutil
-from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline import native, otlp, topics
 from pipeline.local import Stack
@@ -26,7 +24,6 @@ from pipeline.record.schema import Signal
 from pipeline.settings import Settings
 from tests.bench import measured, payload
 from tests.bench.measured import Row
-from tests.conftest import free_ports
 
 COLUMNS = (
     "load", "records/s", "us CPU a record", "us CPU a request", "p50 ms", "p99 ms", "p99.9 ms", "RSS MB",
@@ -42,6 +39,14 @@ ENCODE_FLOORS: dict[str, dict[Signal, int]] = {
     "native": {"logs": 1_000_000, "traces": 900_000, "metrics": 2_500_000},
     "python": {"logs": 60_000},
 }
+GOALS: dict[tuple[Signal, int], int] = {  # records of the extension's gateway a core-second, by those of a request
+    ("logs", 1000): 350_000,
+    ("traces", 1000): 350_000,
+    ("metrics", 1000): 800_000,
+    ("logs", 100): 200_000,
+}
+HALF_LOAD_P99_MS = 25
+GOAL_CONNECTIONS = 8
 ROUNDS = 3
 OPEN_RATE, OPEN_P99_MS = 20_000, 50
 MESSAGE_FLOOR, MESSAGE_AIM = 10, 200
@@ -52,13 +57,6 @@ COLLECTOR: dict[tuple[Signal, int], str] = {
     ("metrics", 1000): "398-458,000/s",
 }
 COLLECTOR_NOTE = "Collector (design 10): a core-second; at full load p50 28-38 ms, p99 61-120 ms, 70-100 MB"
-HOW_TO_BUILD = """No Collector was measured beside us: OTELCOL names none, so its numbers are those of the design.
-To build one, with Go (the builder and the parts are Go modules):
-
-    go install go.opentelemetry.io/collector/cmd/builder@v0.161.0
-    mkdir -p .local && builder --config tests/bench/collector.yaml
-    OTELCOL=.local/otelcol/otelcol make bench-gateway
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +88,11 @@ def run(stack: Stack, settings: Settings, *, short: bool, as_json: bool) -> int:
     """Measure, print, and return the exit code: 1 where a floor is missed."""
     busy = os.getloadavg()[0]
     rows = list(encoding(10 if short else 30))
-    with _started(stack, settings) as gateway:
+    with started(stack, settings) as gateway:
         for case in _cases(short):
             rows.append(_judged(case, under(case, gateway, _seconds(case, short))))
-            _tell(rows[-1])
+            tell(rows[-1])
         rows.append(_memory(rows))
-        binary = os.environ.get("OTELCOL")
-        if binary:
-            with _collector(pathlib.Path(binary), settings) as peer:
-                for case in _cases(short):
-                    rows.append(under(case, peer, _seconds(case, short)))
-                    _tell(rows[-1])
     missed = [row for row in rows if str(row.get("verdict", "")).startswith("MISSED")]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -114,8 +106,6 @@ def run(stack: Stack, settings: Settings, *, short: bool, as_json: bool) -> int:
             print(
                 f"The machine was not idle before (load average {busy:.1f}): the latencies are not the gateway's alone"
             )
-        if not binary:
-            print(HOW_TO_BUILD)
     return 1 if missed else 0
 
 
@@ -178,7 +168,7 @@ def _encoding(implementation: native.Implementation, count: int) -> Iterator[Row
 
 
 @contextlib.contextmanager
-def _started(stack: Stack, settings: Settings) -> Iterator[Target]:
+def started(stack: Stack, settings: Settings) -> Iterator[Target]:
     """Kafka, its topics and the gateway, on a stack of their own that is removed at the end."""
     stack.wipe()
     try:
@@ -188,6 +178,29 @@ def _started(stack: Stack, settings: Settings) -> Iterator[Target]:
         yield target(stack, settings)
     finally:
         stack.wipe()
+
+
+def goals(target: Target, seconds: float) -> Iterator[Row]:
+    """The target beside GOALS, each protocol, and its p99 at half of the load that it reached."""
+    for protocol in ("http", "grpc"):
+        for (signal, records), goal in GOALS.items():
+            row = under(Case(protocol, signal, records, GOAL_CONNECTIONS), target, seconds)
+            found = a_core(row)
+            yield {**row, "floor": f"{goal:,}/s a core", "verdict": _verdict(found >= goal, f"{found:,.0f}/s a core")}
+            if records == 1000:
+                case = Case(protocol, signal, records, GOAL_CONNECTIONS, rate=row["records/s"] / 2)
+                half = under(case, target, seconds)
+                held = half["p99 ms"] < HALF_LOAD_P99_MS
+                yield {
+                    **half,
+                    "floor": f"p99 under {HALF_LOAD_P99_MS} ms",
+                    "verdict": _verdict(held, f"{half['p99 ms']:.0f} ms"),
+                }
+
+
+def a_core(row: Row) -> float:
+    """Records a core-second of a row."""
+    return float(1e6 / row["us CPU a record"])
 
 
 def target(stack: Stack, settings: Settings) -> Target:
@@ -258,8 +271,7 @@ def _judged(case: Case, row: Row) -> Row:
         row["verdict"] = _verdict(kept and row["p99 ms"] < OPEN_P99_MS, f"{row['p99 ms']:.0f} ms")
     elif case.records == 1000:
         row["floor"] = "40,000/s a core"
-        a_core = 1e6 / row["us CPU a record"]
-        row["verdict"] = _verdict(row["us CPU a record"] <= US_A_RECORD_FLOOR, f"{a_core:,.0f}/s a core")
+        row["verdict"] = _verdict(row["us CPU a record"] <= US_A_RECORD_FLOOR, f"{a_core(row):,.0f}/s a core")
     elif case.connections == 100:
         found = row["records a message"] or 0.0
         row["floor"] = f"over {MESSAGE_FLOOR} records a message, aim {MESSAGE_AIM}"
@@ -281,54 +293,6 @@ def _verdict(held: bool, found: str) -> str:
     return f"{'held' if held else 'MISSED'}: {found}"
 
 
-@contextlib.contextmanager
-def _collector(binary: pathlib.Path, settings: Settings) -> Iterator[Target]:
-    """A Collector that does what our gateway does: Kafka's acks=all before OK, no queue of its own."""
-    http, grpc = free_ports(2)
-    servers = settings.kafka.bootstrap_servers
-    admin = AdminClient({"bootstrap.servers": servers})
-    signals = {signal: f"peer_{signal}" for signal in schema.SIGNALS}
-    for created in admin.create_topics([NewTopic(topic, 4, 1) for topic in signals.values()]).values():
-        created.result(30)
-    exporter = {
-        "brokers": [servers],
-        "producer": {"required_acks": -1, "compression": "zstd", "max_message_bytes": 1_000_000},
-        "sending_queue": {"enabled": False},
-        "retry_on_failure": {"enabled": False},
-        **{signal: {"topic": topic} for signal, topic in signals.items()},
-    }
-    config = {
-        "receivers": {"otlp": {"protocols": {
-            "http": {"endpoint": f"127.0.0.1:{http}"},
-            "grpc": {"endpoint": f"127.0.0.1:{grpc}", "max_recv_msg_size_mib": 64},
-        }}},
-        "exporters": {"kafka": exporter},
-        "service": {
-            "telemetry": {"metrics": {"level": "none"}, "logs": {"level": "error"}},
-            "pipelines": {signal: {"receivers": ["otlp"], "exporters": ["kafka"]} for signal in signals},
-        },
-    }  # fmt: skip
-    home = settings.local.home
-    (home / "collector.yaml").write_text(json.dumps(config))  # JSON is YAML
-    with (home / "collector.log").open("wb") as log:
-        peer = subprocess.Popen([binary, "--config", home / "collector.yaml"], stdout=log, stderr=log)
-    try:
-        addresses = {"http": f"127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"}
-        process = psutil.Process(peer.pid)
-        if not measured.wait_until(lambda: _listens(process, http), 20):
-            raise RuntimeError(f"The Collector does not listen: {(home / 'collector.log').read_text()[-500:]}")
-        yield Target("Collector", process, addresses, lambda: (0.0, 0.0))
-    finally:
-        peer.terminate()
-        peer.wait()
-
-
-def _listens(process: psutil.Process, port: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return any(one.laddr and one.laddr.port == port for one in process.net_connections("tcp"))
-    return False
-
-
-def _tell(row: Row) -> None:
+def tell(row: Row) -> None:
     line = f"{row['load']}: {row['records/s']:,.0f} records/s, p99 {row['p99 ms']:.1f} ms"
     print(line, row.get("verdict", ""), file=sys.stderr)

@@ -222,6 +222,7 @@ class Load:
         self.latencies: list[float] = []
         self.failures: list[str] = []
         self._under_way = 0
+        self._all_due = False
         self._idle = deque(connections)
         self._waiting: deque[float] = deque()
         self._started = time.perf_counter()
@@ -248,6 +249,9 @@ class Load:
                 self._send(self._idle.popleft(), due)
             else:
                 self._waiting.append(due)
+        self._all_due = True
+        if not self._under_way:
+            self._ended.set()
 
     def _send(self, connection: Connection, due: float) -> None:
         self._under_way += 1
@@ -267,7 +271,7 @@ class Load:
             self._send(connection, now)
         else:
             self._idle.append(connection)
-            if not self._under_way and (self._rate is None or now >= self._end - 1 / self._rate):
+            if not self._under_way and (self._rate is None or self._all_due):
                 self._ended.set()
 
 
