@@ -72,13 +72,13 @@ def with_workers(settings: Settings) -> Settings:
     own = {name: getattr(settings, name) for name in WRITERS}
     return settings.model_copy(
         update={
-            name: writer.model_copy(update={"workers": WORKERS, "health_port": _free_ports_in_a_row(WORKERS)})
+            name: writer.model_copy(update={"workers": WORKERS, "health_port": free_ports_in_a_row(WORKERS)})
             for name, writer in own.items()
         }
     )
 
 
-def _free_ports_in_a_row(count: int) -> int:
+def free_ports_in_a_row(count: int) -> int:
     """The first of `count` ports that nobody listened on a moment ago."""
     while True:
         first = random.randrange(20_000, 30_000)
