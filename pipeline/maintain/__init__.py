@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 
 from pipeline import clickhouse
 from pipeline.errors import Misconfigured, Unavailable
-from pipeline.maintain import partitions, policies, registered, rollups, tiers
+from pipeline.maintain import graph, partitions, policies, registered, rollups, tiers
 from pipeline.maintain.change import Change, StoreName
 from pipeline.settings import Settings
 from pipeline.timescale import connection
@@ -64,10 +64,12 @@ def _plan_postgres(settings: Settings, now: datetime.datetime) -> list[Change]:
         connected.execute("SET TIME ZONE 'UTC'")
         if connected.execute("SELECT to_regclass('table_registry')").fetchone() == (None,):
             raise Misconfigured("PostgreSQL has no tables to maintain: run `pipeline migrate up` first.")
-        if connected.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone():
-            return policies.plan(connected, settings.retention, registered.tables(connected))
         own = registered.tables(connected)
-        return [*partitions.plan(connected, settings.retention, own, now), *rollups.plan(connected, now)]
+        if connected.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone():
+            changes = policies.plan(connected, settings.retention, own)
+        else:
+            changes = [*partitions.plan(connected, settings.retention, own, now), *rollups.plan(connected, now)]
+        return [*changes, *graph.plan(connected)]
 
 
 def _run_postgres(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -> list[Change]:

@@ -18,6 +18,19 @@ its peer's name (`peer.service`, `db.system.name`, `db.system`, `messaging.syste
     SELECT * FROM blast_radius('payments', interval '1 day')          -- who calls it, over how many others
 
 Events are kept as long as `retention.events_days` says.
+
+Where the database has the extension age, and the user of `postgres.dsn` may use its schema `ag_catalog` and read its
+tables, `pipeline maintain run` keeps the edges of the last day as its graph `service_graph` as well: nodes
+`Service {name}`, edges `CALLS {tenant, calls, failures}`. Cypher walks every path: where many services call each other,
+bound them, as in `[:CALLS*1..4]`.
+
+    LOAD 'age';
+    SET search_path = ag_catalog, public;
+    SELECT * FROM cypher('service_graph', $$
+        MATCH path = (hit:Service)-[:CALLS*]->(:Service {name: 'payments'})
+        WHERE hit.name <> 'payments'
+        RETURN hit.name, min(length(path))
+    $$) AS (service agtype, distance agtype);
 """
 
 from typing import Annotated
