@@ -1,5 +1,6 @@
 """The whole way, from stock clients to both stores, through kills: nothing missing, nothing doubled."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -18,12 +20,15 @@ from confluent_kafka import Consumer, Producer
 
 from pipeline import clickhouse
 from pipeline.audit import audit
+from pipeline.local import Stack
 from pipeline.settings import as_environment
 from tests.drills import registry
+from tests.native.both import built
 from tests.otlp.as_json import as_json
 from tests.otlp.requests import logs, metrics, traces
 from tests.system.conftest import Running
 
+UNDER_LOAD = 20  # different requests
 KILLED = ["gateway", "ch_writer", "pg_writer", "clickhouse", "postgres", "kafka"]
 
 
@@ -151,6 +156,55 @@ def test_sigterm_of_a_gateway_under_load_answers_what_it_took(running: Running) 
     client = clickhouse.connect(running.settings.clickhouse)
     stored = client.query("SELECT count() FROM logs WHERE startsWith(body, 'sigterm ')").result_rows[0][0]
     assert stored >= answered >= 20
+
+
+@pytest.mark.skipif(not built(), reason="needs the extension: install Rust (cargo), then the project again")
+def test_switching_the_implementation_under_load_changes_no_row(running: Running) -> None:
+    """The same requests to a native, a Python and again a native gateway, restarted under load, are one row an event."""
+    requests: dict[str, Any] = {"logs": logs("same", "twin", "twin"), "metrics": metrics(), "traces": traces()}
+    requests["traces"].resource_spans[0].scope_spans[0].spans.pop()  # the one without a time: its twins may show
+    for name, request in requests.items():
+        [part] = getattr(request, f"resource_{'spans' if name == 'traces' else name}")
+        [service] = [each for each in part.resource.attributes if each.key == "service.name"]
+        service.value.string_value = "switched"
+    answered, stop = Counter[str](), Event()
+    load = Thread(target=_again_and_again, args=(running, answered, stop))
+    load.start()
+    try:
+        for wanted in ("native", "python", "native"):
+            Stack(running.settings.model_copy(update={"implementation": wanted}), print).restart(["gateway"])
+            health = httpx.get(f"http://127.0.0.1:{running.settings.gateway.http_port}/readyz").json()
+            assert health["implementation"].startswith(wanted)
+            for name, request in requests.items():
+                body = request.SerializeToString()
+                assert post(running, name, body, {"Content-Type": "application/x-protobuf"}).status_code == 200
+            answered.clear()
+            deadline = time.monotonic() + 30
+            while len(answered) < UNDER_LOAD and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert len(answered) == UNDER_LOAD, "the load was not answered by this one"
+    finally:
+        stop.set()
+        load.join()
+        running.stack.restart(["gateway"])
+    audited = running.clean_audit()
+    assert audited["verdict"] == "clean", audited
+    client = clickhouse.connect(running.settings.clickhouse)
+    for view, expected in (("logs", 3), ("traces", 1), ("metrics", 7)):
+        counted = f"SELECT count(), uniqExact(event_id) FROM {view} WHERE service = 'switched'"
+        assert client.query(counted).result_rows == [(expected, expected)]
+    loaded = client.query("SELECT count() FROM logs WHERE startsWith(body, 'switched ')").result_rows
+    assert loaded == [(UNDER_LOAD,)]
+
+
+def _again_and_again(running: Running, answered: "Counter[str]", stop: Event) -> None:
+    """The same few requests over and over; a gateway that is not there for the moment is tried again."""
+    bodies = {text: logs(text).SerializeToString() for text in (f"switched {n}" for n in range(UNDER_LOAD))}
+    while not stop.is_set():
+        for text, body in bodies.items():
+            with contextlib.suppress(httpx.TransportError):
+                if post(running, "logs", body, {"Content-Type": "application/x-protobuf"}).status_code == 200:
+                    answered[text] += 1
 
 
 def test_poison_is_dead_lettered_alone(running: Running) -> None:
