@@ -29,7 +29,7 @@ HEAD = re.compile(
     rb"POST /v1/(logs|metrics|traces) HTTP/1\.1\r\n"
     rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e]*\r\n)+)\r\n"
 )
-HEADER = re.compile(rb"([^:]+):[\t ]*(.*?)[\t ]*\r\n")
+HEADER = re.compile(rb"([^:]+):([^\r]*)\r\n")
 PASSED_ON = {b"transfer-encoding", b"expect", b"upgrade", b"origin", b"te", b"trailer"}
 LENGTH = re.compile(rb"[0-9]{1,10}")
 PROTOBUF = b"application/x-protobuf"
@@ -254,7 +254,7 @@ class _Body:
 def _ordinary(lines: bytes) -> Headers | None:
     """The headers by their names in lower case, or None where they ask for more than a body of a known length."""
     pairs = HEADER.findall(lines)
-    headers = {name.lower(): value for name, value in pairs}
+    headers = {name.lower(): value.strip(b"\t ") for name, value in pairs}
     if (
         len(headers) < len(pairs)
         or not PASSED_ON.isdisjoint(headers)

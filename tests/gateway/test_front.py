@@ -127,3 +127,13 @@ def test_lines_that_no_client_should_send_are_aiohttps_to_refuse(gateway: Gatewa
         with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=10) as connection:
             connection.sendall(head + lines + b"\r\nabc")
             assert connection.recv(65536)[9:12] == b"400", lines
+
+
+def test_a_head_full_of_blanks_costs_nobody_time(gateway: Gateway) -> None:
+    """Ten heads of 16 KB, most of it blanks, are answered at once: a header is read once, whatever is in it."""
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=10) as connection:
+        for _ in range(10):
+            connection.sendall(request(BODY, Blanks=f"a{' ' * 16_000}b"))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert time.monotonic() - started < 2
