@@ -7,7 +7,6 @@ process, never the agent: Faust would commit over the batch.
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import sys
 import tempfile
@@ -21,16 +20,11 @@ import mode.loop
 import structlog
 import tenacity
 from aiohttp import web
-from aiokafka.conn import AIOKafkaConnection, CloseReason
-from aiokafka.errors import (
-    IllegalStateError,
-    KafkaConnectionError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
-)
+from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from mode.utils.queues import ThrowableQueue
 
-from pipeline.agents import ch_writer, gaps, registered
+from pipeline import allocator
+from pipeline.agents import ch_writer, consumers, gaps, registered
 from pipeline.agents.agent_writer import AgentWriter
 from pipeline.agents.api import Agent, Topics
 from pipeline.agents.load import settings_of
@@ -55,13 +49,9 @@ IN_FLIGHT = 2  # batches at a store: one insert stream keeps one core of ClickHo
 # What holds a process's memory, with batch_bytes: a batch is held as messages and joined.
 TAKE_MESSAGES = 100  # at once
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
-FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
-BUSY_WAIT_MS, IDLE_WAIT_MS = 20, 100  # that a broker may wait for the first of what it is asked for
-BUSY_S = 1.0  # after a fetch of FETCH_BYTES
 DEAD_LETTER_WITHIN_S = 30.0
-NAP_S = 0.02
 LEAVE_WITHIN_S = 5.0
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+KEPT_BLOCK_BYTES, KEPT_BYTES = 1 << 24, 1 << 26  # what an insert is sent in, not a whole batch
 
 
 def run_writer(process: str, settings: Settings, number: int) -> NoReturn:
@@ -102,7 +92,7 @@ def _consume(
     *,
     writes: Sequence[str] = (),
 ) -> int:
-    _give_memory_back()
+    allocator.keep(below=KEPT_BLOCK_BYTES, at_most=KEPT_BYTES, arenas=1)  # 0.3 us a log record
     named = settings.kafka.named
     writers = {named(topic): writer for topic, writer in writers.items()}
     for attempt in tenacity.Retrying(
@@ -114,7 +104,7 @@ def _consume(
             _demand_topics(settings, [*writers, *map(named, writes)])
             limit = _limit(own, settings, list(writers), setting=process.setting)
     mode.loop.use("uvloop")  # saves a quarter of the CPU
-    closed_is_broken()
+    consumers.closed_is_broken()
     with tempfile.TemporaryDirectory(prefix=f"pipeline-{process.name}-") as unused:
         app = _application(settings, (named(process.name), len(writers)), unused)
         _Agents(app, own, settings, process.in_flight).subscribe(writers, process.health_port, limit)
@@ -122,22 +112,6 @@ def _consume(
             app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True, stdout=sys.stderr
         )
         return _run(worker)
-
-
-def closed_is_broken() -> None:
-    """Where asyncio's own loop is silent about writing to a connection that was closed a moment ago, uvloop raises
-    RuntimeError. aiokafka tries again only after what it knows: a broker's end would end the writer too.
-    """
-    send = AIOKafkaConnection.send
-
-    def translated(connection: Any, request: Any, expect_response: bool = True) -> Any:
-        try:
-            return send(connection, request, expect_response)
-        except RuntimeError as closed:
-            connection.close(reason=CloseReason.CONNECTION_BROKEN)
-            raise KafkaConnectionError(f"{connection.host}:{connection.port} has closed its connection") from closed
-
-    AIOKafkaConnection.send = translated
 
 
 def _end(code: int) -> NoReturn:
@@ -150,15 +124,6 @@ def _run(worker: faust.Worker) -> int:
         worker.execute_from_commandline()
     except SystemExit as ended:
         return int(ended.code or 0)
-
-
-def _give_memory_back() -> None:
-    """Let glibc return freed batches to the system: one arena, batches mapped apart; not the blocks in which an insert
-    is sent, whose pages would be made anew each time (0.3 us a log record)."""
-    with contextlib.suppress(AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, size in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 24), (M_TRIM_THRESHOLD, 1 << 26)):
-            mallopt(option, size)
 
 
 def _writers(process: str, settings: Settings, tables: Tables) -> dict[str, Writer]:
@@ -269,8 +234,8 @@ def _application(settings: Settings, name_and_topics: tuple[str, int], directory
         broker_commit_interval=1.0,
         broker_session_timeout=15,
         broker_request_timeout=90,
-        consumer_max_fetch_size=FETCH_BYTES,
-        consumer_auto_offset_reset="none",  # what is out of range is a gap: see _Agents._read
+        consumer_max_fetch_size=consumers.FETCH_BYTES,
+        consumer_auto_offset_reset="none",  # what is out of range is a gap: see _Agents._watch_offsets
     )
 
 
@@ -306,8 +271,8 @@ class _Agents:
         @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
             if not self._assignments:
-                _shorten_waits(app.consumer)
-                _go_back_to_0(app.consumer)
+                consumers.shorten_waits(app.consumer)
+                consumers.go_back_to_0(app.consumer)
                 self._watch_offsets(app.consumer)
             self._assignments += 1
 
@@ -348,7 +313,7 @@ class _Agents:
                 with contextlib.suppress(IllegalStateError):  # of before yet another one
                     await consumer.perform_seek()
             except NoOffsetForPartitionError as error:
-                await _begin(consumer, error.args[0])
+                await consumers.begin(consumer, error.args[0])
             except OffsetOutOfRangeError as error:
                 positions = {(place.topic, place.partition): offset for place, offset in error.args[0].items()}
                 self._gap = asyncio.create_task(self._stop_at_gap(consumer, positions))
@@ -366,7 +331,7 @@ class _Agents:
         said = " ".join(map(str, found)) or f"Offsets are out of range at {positions}."
         log.error("messages were removed before they were read; storing what was read, then stopping", gap=said)
         while consumer.unacked:
-            await asyncio.sleep(NAP_S)
+            await asyncio.sleep(consumers.NAP_S)
         await consumer.commit()
         with contextlib.suppress(Exception):  # leave the group, or accepting the gap waits until our session has ended
             await asyncio.wait_for(consumer._thread.call_thread(consumer._thread._consumer.stop), LEAVE_WITHIN_S)
@@ -458,57 +423,6 @@ def _stop_after(task: "asyncio.Task[None]") -> None:
     if not task.cancelled():  # by SIGTERM
         log.error("a bug in a writer", exc_info=task.exception())
         _stop_process("Offsets are out of range; `pipeline agents gaps` says which.", FAILED)
-
-
-async def _begin(consumer: Any, place: Any) -> None:
-    """A group that is new to a partition starts at its first message, and says so: what is then lost is a gap."""
-    with contextlib.suppress(IllegalStateError):  # another member has it by now
-        await consumer._thread.seek_to_beginning(place)
-        await consumer._commit({place: await consumer.position(place)})
-
-
-def _go_back_to_0(consumer: Any) -> None:
-    """Seek partitions that are committed at 0 too, where aiokafka's seek_to_committed leaves them as far as they were
-    read: what was thrown away would be passed over, and Faust, to which 0 is none, would commit over it."""
-    seek_to_committed = consumer.seek_to_committed
-
-    async def sought() -> Any:
-        committed = await seek_to_committed()
-        for place, offset in committed.items():
-            if offset == 0:
-                await consumer._thread.call_thread(consumer._thread.seek, place, 0)
-        return committed
-
-    consumer.seek_to_committed = sought
-
-
-def _shorten_waits(consumer: Any) -> None:
-    """Idle partitions are not waited for while busy ones are held back, or our buffers run dry.
-
-    Faust's consumer sleeps a whole second where all are held back, and waits that long for the idle ones where some
-    are. A broker is asked one thing at a time, and while what came of busy partitions is being read, for idle ones
-    alone: it would answer after 1.5 s. Asking it 50 times a second takes a tenth of a core of its, so that is kept for
-    when much comes.
-    """
-    sleep, getmany = consumer.sleep, consumer._getmany
-    fetcher = consumer._thread._consumer._fetcher
-    fetcher._fetch_max_wait_ms = IDLE_WAIT_MS
-    busy_until_s = 0.0
-
-    async def nap(seconds: float) -> None:
-        await sleep(NAP_S if seconds == 1 and isinstance(seconds, int) else seconds)  # intervals are floats
-
-    async def briefly(active_partitions: Any, timeout: float) -> Any:
-        nonlocal busy_until_s
-        held_back = bool(consumer._buffered_partitions)
-        found = await getmany(active_partitions, NAP_S if held_back else timeout)
-        now_s = time.monotonic()
-        if held_back or sum(len(one.value or b"") for those in found.values() for one in those) >= FETCH_BYTES:
-            busy_until_s = now_s + BUSY_S
-        fetcher._fetch_max_wait_ms = BUSY_WAIT_MS if now_s < busy_until_s else IDLE_WAIT_MS
-        return found
-
-    consumer.sleep, consumer._getmany = nap, briefly
 
 
 def _stop_process(reason: str, code: int) -> NoReturn:

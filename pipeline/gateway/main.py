@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -17,6 +16,7 @@ import uvloop
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from pipeline import allocator
 from pipeline.errors import Misconfigured
 from pipeline.gateway import front, grpc, http
 from pipeline.gateway.events import Events
@@ -37,7 +37,6 @@ log = structlog.get_logger()
 STOP_WITHIN_S = 15.0  # in-flight requests and what is queued to Kafka
 TABLES = "tables.json"  # in the spool's directory: what was last known of the registered ones
 LOOK_S = 1.0  # for changed files
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT_BYTES = 32 * 1024 * 1024
 OBJECTS = 50_000  # made and not freed until the garbage collector looks: requests leave no cycles
 
@@ -45,18 +44,10 @@ OBJECTS = 50_000  # made and not freed until the garbage collector looks: reques
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what was answered OK is safe, what was not is answered or cut off by then."""
     logging.getLogger("aiohttp.server").addFilter(_shows_no_header)
-    _keep_memory()
-    uvloop.run(_serve(settings))
-
-
-def _keep_memory() -> None:
-    """Blocks as large as a body would go back to the kernel, which hands out every page of the next one anew."""
-    with contextlib.suppress(AttributeError):  # a libc without it
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    allocator.keep(below=KEPT_BYTES, at_most=KEPT_BYTES)  # a block may be as large as a body
     gc.freeze()
     gc.set_threshold(OBJECTS)
+    uvloop.run(_serve(settings))
 
 
 def _shows_no_header(record: logging.LogRecord) -> bool:

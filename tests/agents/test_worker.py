@@ -18,8 +18,9 @@ from mode.utils.queues import FlowControlEvent
 
 from pipeline.agents.batch import join, known
 from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, by_days, token
+from pipeline.agents.consumers import closed_is_broken
 from pipeline.agents.waiting import Waiting
-from pipeline.agents.worker import _BytesBoundQueue, closed_is_broken
+from pipeline.agents.worker import _BytesBoundQueue
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.record import container, schema

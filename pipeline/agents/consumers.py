@@ -1,0 +1,80 @@
+"""What Faust's consumer, and aiokafka's below it, must do otherwise for a writer to be fast and to skip nothing."""
+
+import contextlib
+import time
+from typing import Any
+
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import IllegalStateError, KafkaConnectionError
+
+FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
+BUSY_WAIT_MS, IDLE_WAIT_MS = 20, 100  # that a broker may wait for the first of what it is asked for
+BUSY_S = 1.0  # after FETCH_BYTES of values came at once
+NAP_S = 0.02
+
+
+def closed_is_broken() -> None:
+    """Where asyncio's own loop is silent about writing to a connection that was closed a moment ago, uvloop raises
+    RuntimeError. aiokafka tries again only after what it knows: a broker's end would end the writer too.
+    """
+    send = AIOKafkaConnection.send
+
+    def translated(connection: Any, request: Any, expect_response: bool = True) -> Any:
+        try:
+            return send(connection, request, expect_response)
+        except RuntimeError as closed:
+            connection.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise KafkaConnectionError(f"{connection.host}:{connection.port} has closed its connection") from closed
+
+    AIOKafkaConnection.send = translated
+
+
+async def begin(consumer: Any, place: Any) -> None:
+    """A group that is new to a partition starts at its first message, and says so: what is then lost is a gap."""
+    with contextlib.suppress(IllegalStateError):  # another member has it by now
+        await consumer._thread.seek_to_beginning(place)
+        await consumer._commit({place: await consumer.position(place)})
+
+
+def go_back_to_0(consumer: Any) -> None:
+    """Seek partitions that are committed at 0 too, where aiokafka's seek_to_committed leaves them as far as they were
+    read: what was thrown away would be passed over, and Faust, to which 0 is none, would commit over it."""
+    seek_to_committed = consumer.seek_to_committed
+
+    async def sought() -> Any:
+        committed = await seek_to_committed()
+        for place, offset in committed.items():
+            if offset == 0:
+                await consumer._thread.call_thread(consumer._thread.seek, place, 0)
+        return committed
+
+    consumer.seek_to_committed = sought
+
+
+def shorten_waits(consumer: Any) -> None:
+    """Idle partitions are not waited for while busy ones are held back, or our buffers run dry.
+
+    Faust's consumer sleeps a whole second where all are held back, and waits that long for the idle ones where some
+    are. A broker is asked one thing at a time, and while what came of busy partitions is being read, for idle ones
+    alone: it would answer after 1.5 s. Asking it 50 times a second takes a tenth of a core of its, so that is kept for
+    when much comes.
+    """
+    sleep, getmany = consumer.sleep, consumer._getmany
+    fetcher = consumer._thread._consumer._fetcher
+    fetcher._fetch_max_wait_ms = IDLE_WAIT_MS
+    busy_until_s = 0.0
+
+    async def nap(seconds: float) -> None:
+        await sleep(NAP_S if seconds == 1 and isinstance(seconds, int) else seconds)  # intervals are floats
+
+    async def briefly(active_partitions: Any, timeout: float) -> Any:
+        nonlocal busy_until_s
+        held_back = bool(consumer._buffered_partitions)
+        found = await getmany(active_partitions, NAP_S if held_back else timeout)
+        now_s = time.monotonic()
+        if held_back or sum(len(one.value or b"") for those in found.values() for one in those) >= FETCH_BYTES:
+            busy_until_s = now_s + BUSY_S
+        fetcher._fetch_max_wait_ms = BUSY_WAIT_MS if now_s < busy_until_s else IDLE_WAIT_MS
+        return found
+
+    consumer.sleep, consumer._getmany = nap, briefly
