@@ -6,6 +6,7 @@ from typing import Any
 
 import fastavro
 
+from pipeline.agents.transform import DROPS_TOPIC
 from pipeline.kafka import dead_letters
 from pipeline.kafka.dead_letters import DeadLetter
 from pipeline.kafka.reader import Reader
@@ -14,7 +15,6 @@ from pipeline.replay.parts import Side
 from pipeline.replay.plan import Plan
 
 INSERT_ROWS = 50_000
-DROPS_TOPIC = "agent_drops"
 COLUMNS = ["side", "kind", "event_id", "reason"]
 MAKE = (
     "CREATE OR REPLACE TABLE replay_outside (side UInt8, kind LowCardinality(String), event_id FixedString(16),"
