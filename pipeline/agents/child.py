@@ -3,6 +3,7 @@
 It is started by `isolated.Isolated` with the descriptor of a connection and of a page that both see, and ends with it.
 """
 
+import gc
 import mmap
 import os
 import pathlib
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from pipeline import native
+from pipeline import allocator, native
 from pipeline.agents.api import Topics
 from pipeline.agents.load import of_file, settings_of
 from pipeline.agents.transform import Made, Progress, Running, transform, why
@@ -23,6 +24,8 @@ from pipeline.settings import Settings
 
 NUMBER = struct.Struct("<q")
 NO_RECORD = -1
+KEPT_BYTES = 16 * 1024 * 1024  # a message, what is made of it, and both on their way
+OBJECTS = 50_000  # until the collector looks for cycles: records have none, and a message makes thousands
 
 
 class Task(NamedTuple):
@@ -42,6 +45,8 @@ class Failure(NamedTuple):
 
 def main(connection: Connection, page: mmap.mmap) -> None:
     """Answer tasks until the other end is closed."""
+    allocator.keep(below=KEPT_BYTES, at_most=KEPT_BYTES)
+    gc.set_threshold(OBJECTS)
     file, name, settings, topics = connection.recv()
     native.choose(settings.implementation)
     try:

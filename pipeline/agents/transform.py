@@ -236,7 +236,7 @@ class _Pieces:
         """All of one answer, or nothing of it: then raises Rejected. `block` is the parent's."""
         self._block = block
         if answer is parent:  # most answers
-            self._put(parent, parent.event_id, parent)
+            self._put(parent, parent._raw.event_id if parent._raw else parent.event_id, parent)
             return
         if answer is None or isinstance(answer, Drop):
             self._drop(parent, answer)
@@ -316,9 +316,10 @@ class _Pieces:
 
     def _messages(self, topic: str, of: schema.Schema, group: _Group) -> Iterable[Output]:
         start = size = 0
-        for end in range(1, len(group.records) + 1):
-            size += len(group.records[end - 1])
-            if end < len(group.records) and size + len(group.records[end]) <= largest(of.head):
+        sizes, most = [*map(len, group.records), MAX_VALUE_BYTES], largest(of.head)
+        for end in range(1, len(sizes)):
+            size += sizes[end - 1]
+            if size + sizes[end] <= most:
                 continue
             headers = self._headers(of, _signal_name(of), end - start)
             headers += self._times(group)

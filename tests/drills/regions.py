@@ -124,6 +124,9 @@ class Watch(threading.Thread):
         self._failure: Exception | None = None
 
     def __enter__(self) -> "Watch":
+        """Once MirrorMaker, which may just start, has connected all."""
+        if not measured.wait_until(self._whole, WITHIN_S):
+            raise Failed(f"{WITHIN_S:.0f} s after the start: {status.look(self._topology, self._settings)}")
         self.start()
         return self
 
@@ -173,6 +176,10 @@ class Watch(threading.Thread):
             if look.broken and not near:
                 raise Failed(f"Nothing was wrong with {look.source}, and status said: {look.broken}")
         return len(self.looks)
+
+    def _whole(self) -> bool:
+        status.note(self._topology, self._settings)
+        return not any(link.broken for link in status.look(self._topology, self._settings))
 
     def _broken(self, source: str) -> bool:
         """As the last look found it."""
