@@ -273,6 +273,7 @@ class _Agents:
             if not self._assignments:
                 consumers.shorten_waits(app.consumer)
                 consumers.go_back_to_0(app.consumer)
+                consumers.leave_messages_out_of_gaps(app.consumer)
                 self._watch_offsets(app.consumer)
             self._assignments += 1
 
