@@ -44,6 +44,7 @@ WINDOW_BYTES = 64 * 1024  # of a stream that nobody admitted yet; smaller messag
 WINDOW_STEP_BYTES = 256 * 1024
 CONNECTION_WINDOW_BYTES = 1 << 30  # streams have their own
 FRAME_BYTES = 64 * 1024
+PIECE_BYTES = 1024  # smaller ones are put together: who sends many holds what he sends
 STREAMS = 128  # of a connection, at a time
 MAX_HEADER_BYTES = 16 * 1024
 CONTENT_TYPES = ("application/grpc", "application/grpc+proto")
@@ -63,7 +64,8 @@ RESPONSE: Headers = [
 # The same in HPACK (RFC 7541): an indexed field, and two literals that no table keeps.
 RESPONSE_BLOCK = b"\x88\x0f\x10\x10application/grpc\x00\x14grpc-accept-encoding" + bytes([len(CODINGS)]) + CODINGS
 FRAME = struct.Struct(">BHBBI")  # of a frame's head: 24 bits of length, type, flags, stream
-DATA, HEADERS, END_STREAM, END_HEADERS, PADDED = 0, 1, 1, 4, 8
+DATA, HEADERS, CONTINUATION = 0, 1, 9
+END_STREAM, END_HEADERS, PADDED = 1, 4, 8
 
 
 class Server:
@@ -113,6 +115,10 @@ class _Connection(asyncio.Protocol):
         self._consumed_by_hand = 0
         self._preface = PREFACE_BYTES
         self._rest = b""
+        self._plain: _Stream | None = None  # whose frame of DATA is under way,
+        self._plain_left = 0  # so many bytes of it to come,
+        self._plain_ends = False  # and whether it is the last
+        self._continues = False  # a header block, which nothing may come between
         self._resets = 0
         self._leaving = False
         self._http2 = h2.connection.H2Connection(
@@ -171,30 +177,47 @@ class _Connection(asyncio.Protocol):
         self._flush()
 
     def _take(self, data: bytes) -> None:
-        """Frame by frame: plain DATA to its stream, all else to h2; what is not whole yet waits."""
+        """Plain DATA to its stream as it comes, all else to h2 in whole frames; what is not whole yet waits."""
         view, place = memoryview(data), 0
         if self._preface:
             place = min(self._preface, len(data))
             self._preface -= place
             self._tell(view[:place])
-        while len(data) - place >= FRAME.size:
+        while True:
+            if self._plain is not None:
+                place += self._pass_on(self._plain, view[place:])
+                if self._plain is not None:
+                    break
+            if len(data) - place < FRAME.size:
+                break
             high, low, kind, flags, stream_id = FRAME.unpack_from(data, place)
             size = high << 16 | low
             if size > FRAME_BYTES:
                 self._http2.close_connection(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
                 raise h2.exceptions.FrameTooLargeError(f"a frame of {size} bytes")
+            stream = None if self._continues else self._streams.get(stream_id & LAST_STREAM)
+            if kind == DATA and not flags & PADDED and stream is not None and stream.plain and not stream.ended:
+                self._plain, self._plain_left, self._plain_ends = stream, size, bool(flags & END_STREAM)
+                place += FRAME.size
+                continue
             end = place + FRAME.size + size
             if end > len(data):
                 break
-            stream = self._streams.get(stream_id & LAST_STREAM)
-            if kind == DATA and not flags & PADDED and stream is not None and stream.plain and not stream.ended:
-                self._feed(stream, view[place + FRAME.size : end])
-                if flags & END_STREAM:
-                    self._tell(FRAME.pack(0, 0, DATA, END_STREAM, stream.id))
-            else:
-                self._tell(view[place:end])
+            self._tell(view[place:end])
+            self._continues = kind in (HEADERS, CONTINUATION) and not flags & END_HEADERS
             place = end
         self._rest = data[place:]
+
+    def _pass_on(self, stream: "_Stream", data: memoryview) -> int:
+        """Feed `stream` what has arrived of its frame under way; return how much that is."""
+        size = min(self._plain_left, len(data))
+        self._feed(stream, data[:size])
+        self._plain_left -= size
+        if not self._plain_left:
+            self._plain = None
+            if self._plain_ends:
+                self._tell(FRAME.pack(0, 0, DATA, END_STREAM, stream.id))
+        return size
 
     def _tell(self, data: bytes | memoryview) -> None:
         for event in self._http2.receive_data(data):
@@ -355,8 +378,11 @@ class _Stream:
         self.id = stream_id
         self.plain = plain  # its DATA need not pass through h2
         self.window_bytes = WINDOW_BYTES
-        self.received = bytearray()
+        self.prefix = b""
+        self.size = 0  # of what has arrived behind the prefix
         self.ended = False
+        self._pieces: list[bytes | bytearray] = []
+        self._wanted = 0
         self._arrived = asyncio.Event()
         self._window_moved = asyncio.Event()
 
@@ -369,17 +395,39 @@ class _Stream:
         self._window_moved.clear()
 
     def feed(self, data: bytes | memoryview) -> None:
-        self.received += data
-        self._arrived.set()
+        missing = PREFIX.size - len(self.prefix)
+        if missing:
+            self.prefix += data[:missing]
+            data = data[missing:]
+        self.size += len(data)
+        if len(data) >= PIECE_BYTES:
+            self._pieces.append(bytes(data))
+        elif self._pieces and isinstance(last := self._pieces[-1], bytearray):
+            last += data
+        else:
+            self._pieces.append(bytearray(data))
+        self._look()
 
     def end(self) -> None:
         self.ended = True
-        self._arrived.set()
+        self._look()
 
-    async def more(self) -> None:
-        """Return when something has arrived since the last call."""
-        await self._arrived.wait()
+    async def until(self, size: int) -> None:
+        """Return when `size` bytes have arrived behind the prefix, or all that comes."""
+        self._wanted = size
         self._arrived.clear()
+        self._look()
+        await self._arrived.wait()
+
+    def taken(self) -> bytes:
+        """What has arrived behind the prefix, which is not kept here any more."""
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        return taken
+
+    def _look(self) -> None:
+        if self.ended or (self.size >= self._wanted and len(self.prefix) == PREFIX.size):
+            self._arrived.set()
 
 
 class _Body:
@@ -393,29 +441,27 @@ class _Body:
 
     async def read(self, room: Room) -> bytes:
         stream = self._stream
-        whole = PREFIX.size + await self._length()
-        allowed = min(whole, WINDOW_BYTES)
+        length = await self._length()
+        allowed = min(length, WINDOW_BYTES - PREFIX.size)
         await room(allowed)
-        while not stream.ended and len(stream.received) <= whole:
-            if allowed < whole and len(stream.received) > allowed - WINDOW_BYTES // 2:
-                step = min(WINDOW_STEP_BYTES, whole - allowed)
-                await room(step)
-                self._connection.open_window(stream, step)
-                allowed += step
-            else:
-                await stream.more()
-        if len(stream.received) != whole:
-            raise Rejected(f"The stream holds {len(stream.received)} bytes where its one gRPC message needs {whole}.")
-        return bytes(memoryview(stream.received)[PREFIX.size :])
+        while allowed < length and not stream.ended:
+            await stream.until(allowed - WINDOW_BYTES // 2)
+            step = min(WINDOW_STEP_BYTES, length - allowed)
+            await room(step)
+            self._connection.open_window(stream, step)
+            allowed += step
+        await stream.until(length + 1)  # where it is right, its end
+        if stream.size != length:
+            raise Rejected(f"The stream holds {stream.size} bytes where its one gRPC message has {length}.")
+        return stream.taken()
 
     async def _length(self) -> int:
         """Of the message, from its prefix, which also says whether it is compressed."""
         stream = self._stream
-        while len(stream.received) < PREFIX.size and not stream.ended:
-            await stream.more()
-        if len(stream.received) < PREFIX.size:
+        await stream.until(0)
+        if len(stream.prefix) < PREFIX.size:
             raise Rejected("The stream ended before a gRPC message began.")
-        compressed, length = PREFIX.unpack_from(stream.received)
+        compressed, length = PREFIX.unpack(stream.prefix)
         if compressed > 1 or (compressed and self.coding in ("", "identity")):
             raise Rejected("A gRPC message is flagged as compressed, and grpc-encoding does not say how.")
         if length > self._limit:

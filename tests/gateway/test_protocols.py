@@ -134,8 +134,8 @@ def test_grpc_speaks_zstd(gateway: Gateway) -> None:
     [
         (b"", {}, "3", "before a gRPC message began"),
         (b"\0\0\0", {}, "3", "before a gRPC message began"),
-        (PREFIX.pack(0, 10) + b"short", {}, "3", "holds 10 bytes where its one gRPC message needs 15"),
-        (PREFIX.pack(0, 1) + b"\x0a\x00", {}, "3", "holds 7 bytes where its one gRPC message needs 6"),
+        (PREFIX.pack(0, 10) + b"short", {}, "3", "holds 5 bytes where its one gRPC message has 10"),
+        (PREFIX.pack(0, 1) + b"\x0a\x00", {}, "3", "holds 2 bytes where its one gRPC message has 1"),
         (PREFIX.pack(1, 2) + b"\x0a\x00", {}, "3", "does not say how"),
         (PREFIX.pack(7, 2) + b"\x0a\x00", {"grpc-encoding": "gzip"}, "3", "does not say how"),
         (PREFIX.pack(1, 2) + b"\x0a\x00", {"grpc-encoding": "snappy"}, "12", "snappy is not supported"),
@@ -268,6 +268,18 @@ def test_who_sends_more_than_the_window_is_cut_off(gateway: Gateway) -> None:
     with contextlib.suppress(ConnectionError):
         events = list(client.events())
         assert [e.error_code for e in events if isinstance(e, h2.events.ConnectionTerminated)] == [3]
+    assert RawGrpc(gateway.grpc_port).call(PREFIX.pack(0, 0))["grpc-status"] == "0"
+
+
+def test_data_within_a_header_block_is_cut_off(gateway: Gateway) -> None:
+    """A GOAWAY that says PROTOCOL_ERROR, and others go on (RFC 9113, 6.10)."""
+    client = RawGrpc(gateway.grpc_port)
+    client.begin()
+    begun = struct.pack(">BHBBI", 0, 1, 1, 0, 3) + b"\x83"
+    client._socket.sendall(begun + struct.pack(">BHBBI", 0, PREFIX.size, 0, 0, 1) + PREFIX.pack(0, 10))
+    with contextlib.suppress(ConnectionError):
+        events = list(client.events())
+        assert [e.error_code for e in events if isinstance(e, h2.events.ConnectionTerminated)] == [1]
     assert RawGrpc(gateway.grpc_port).call(PREFIX.pack(0, 0))["grpc-status"] == "0"
 
 
