@@ -200,6 +200,27 @@ def test_a_part_of_the_records_with_other_settings(world: World, tmp_path: pathl
 
 
 @pytest.mark.timeout(300)
+def test_two_sandboxes_at_once_do_not_meet(world: World) -> None:
+    """While one is paused another runs, by the code of a revision, to its end; resumed, the first comes to the same."""
+    for name in ("twice-1", "twice-2"):
+        world.plan(name, "logs_raw")
+    first = world.begun("twice-1", "--rate", "300/s")
+    assert world.replay("pause", "twice-1")[0] == 0
+    world.run("twice-2", "--against", "git:HEAD")
+    states = {row["name"]: row for row in json.loads(world.replay("list", "--json")[1])}
+    assert first.poll() is None
+    assert states["twice-1"]["copied_records"] < states["twice-2"]["copied_records"] == world.records["logs_raw"]
+    assert world.replay("resume", "twice-1")[0] == 0
+    said, _ = first.communicate(timeout=200)
+    assert first.returncode == 0, said
+    code, found = world.compared("twice-1", "--with", "twice-2")
+    assert (code, found["signals"]["logs"]["closure"]["a_rows"]) == (0, world.records["logs_raw"])
+    for name in ("twice-1", "twice-2"):
+        assert world.replay("drop", name, "--yes")[0] == 0
+        assert place.left(Sandbox.called(name), world.live) == []
+
+
+@pytest.mark.timeout(300)
 def test_a_store_is_repaired_from_kafka(world: World) -> None:
     """Rows that ClickHouse lost come back, once, after the name was typed and not before; what is there stays."""
     world.plan("fill-1", "logs_raw")
