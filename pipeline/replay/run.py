@@ -28,6 +28,7 @@ NICE = 10
 POLL_S = 0.3
 STOP_WITHIN_S = 25.0
 LOG_TAIL_BYTES = 1500
+TELLING_RECORDS = 100_000  # a smaller run is most of all the start of its processes
 Tell = Callable[[str, int, int | None], None]  # what, done, of how many
 
 
@@ -98,12 +99,12 @@ def run(folder: Folder, live: Settings, way: Way, tell: Tell) -> None:
             _store(folder, made, running, tell)
         seconds = folder.state.get("seconds", 0.0) + time.monotonic() - started
         folder.note("done", seconds=round(seconds, 1))
-        if copied == plan.records:
+        if copied == plan.records >= TELLING_RECORDS:
             _remember_rate(live, int(copied / max(seconds, 0.1)))
 
 
 def measured_rate(live: Settings) -> int | None:
-    """Records a second of the last whole run on this machine."""
+    """Records a second of the last whole run of TELLING_RECORDS on this machine."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         return int(json.loads((live.replay.directory / ".rate.json").read_text())["records_per_s"])
     return None

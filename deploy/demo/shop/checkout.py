@@ -76,6 +76,8 @@ class Checkout:
                 context=get_current(),
             )
         )
+        # An address in a log, as it happens: something for an agent to mask.
+        telemetry.log.info("receipt of order %d sent to customer-%d@example.com", number, number % 500)
         self._settle_later()
         return Answer(201, {"order": number, "total_cents": total_cents})
 
