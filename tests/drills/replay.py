@@ -47,8 +47,9 @@ TOPIC = "logs_raw"
 
 @agent(reads=TOPIC, writes="logs_norm", version=1)
 def hostile(record: LogRecord) -> LogRecord:
-    with psycopg.connect(os.environ["PIPELINE_POSTGRES__DSN"], autocommit=True) as connection:
-        connection.execute("DELETE FROM public.events")
+    if record.event_id[0] == 0:
+        with psycopg.connect(os.environ["PIPELINE_POSTGRES__DSN"], autocommit=True) as connection:
+            connection.execute("DELETE FROM public.events")
     return record
 """
 
@@ -160,7 +161,7 @@ def _load(settings: Settings, seconds: float, rate: float | None) -> "Iterator[s
 
 
 def _hostile(context: Context, settings: Settings, window: Window) -> None:
-    """An agent that would delete what is live is dead-lettered with the refusal, message by message."""
+    """An agent that would delete what is live: records that it does that for are dead-lettered with the refusal."""
     file = context.home / "hostile.py"
     file.write_text(HOSTILE)
     _plan(settings, "hostile", window)
