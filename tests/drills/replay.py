@@ -68,8 +68,9 @@ def drill(context: Context) -> str:
             calm = _freshness(settings, SHORT_CALM_S if context.short else CALM_S)
             context.tell(f"live takes {capacity:,.0f} records/s; freshness p99 at half of that {calm:.2f} s")
             said, during = _replayed(context, settings, window, max(1000, int(capacity * REPLAYED_SHARE)))
+            context.tell(f"{said}; live's freshness p99 meanwhile {during:.2f} s")
         stored(settings, STORED_WITHIN_S)
-        _equal_to_unkilled(settings, window, records)
+        _equal_to_unkilled(context, settings, window, records)
         _hostile(context, settings, (window[0], window[0] + HOSTILE_PART))
         audited(settings, STORED_WITHIN_S)
         left = [line for name in ("drill", "whole", "hostile") for line in place.left(Sandbox.called(name), settings)]
@@ -114,7 +115,7 @@ def _replayed(context: Context, settings: Settings, window: Window, rate: int) -
     return f"{records:,} records in {seconds:.0f} s, {KILLS} kills", _p99(probes.ages_s["clickhouse"])
 
 
-def _equal_to_unkilled(settings: Settings, window: Window, records: int) -> None:
+def _equal_to_unkilled(context: Context, settings: Settings, window: Window, records: int) -> None:
     """Equal to live, and to a replay of the same slice that ran through."""
     _plan(settings, "whole", window)
     if _start(settings, "whole").wait(STORED_WITHIN_S):
@@ -124,6 +125,7 @@ def _equal_to_unkilled(settings: Settings, window: Window, records: int) -> None
         rows = found["signals"]["logs"]["closure"]["a_rows"]
         if rows != records:
             raise Failed(f"The sandbox has {rows:,} of {records:,} records.")
+        context.tell(f"equal to {other}")
     for name in ("drill", "whole"):
         pipeline(settings, "replay", "drop", name, "--yes")
 
