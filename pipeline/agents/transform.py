@@ -235,7 +235,7 @@ class _Pieces:
     def add(self, parent: Record, answer: Any, block: int) -> None:
         """All of one answer, or nothing of it: then raises Rejected. `block` is the parent's."""
         self._block = block
-        if answer is parent:  # most answers
+        if answer is parent:  # most answers; a field that is looked at would be kept in the record
             self._put(parent, parent._raw.event_id if parent._raw else parent.event_id, parent)
             return
         if answer is None or isinstance(answer, Drop):
