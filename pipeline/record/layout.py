@@ -254,10 +254,6 @@ def _pass_map(data: bytes, at: int) -> int:
 
 
 def _read_string(data: bytes, at: int) -> tuple[str, int]:
-    size = data[at]
-    end = at + 1 + (size >> 1)
-    if size < 0x80 and not size & 1 and end <= len(data):  # most strings
-        return data[at + 1 : end].decode(), end
     found, at = _read_bytes(data, at)
     return found.decode(), at
 
@@ -303,7 +299,7 @@ def _a(value: Any, wanted: type | tuple[type, ...], said: str) -> Any:
 
 def _string(value: Any) -> bytes:
     try:
-        return avro.STRING[value if type(value) is str else _a(value, str, "str")]
+        return avro.STRING[_a(value, str, "str")]
     except UnicodeEncodeError as error:
         raise ValueError(f"holds no text that UTF-8 can: {error.reason}") from None
 
@@ -321,7 +317,7 @@ def _whole(bits: int) -> Writes:
 
 def _map(value: Any) -> bytes:
     pairs = {}
-    for key, text in _a(value, (dict, Mapping), "a mapping of str to str").items():
+    for key, text in _a(value, Mapping, "a mapping of str to str").items():
         if not isinstance(text, str):
             raise TypeError(f"[{key!r}] must be str, not {type(text).__name__}")
         pairs[key] = _string(key) + _string(text)

@@ -22,7 +22,7 @@ mod _native {
     use pyo3::types::PyBytes;
 
     use crate::avro;
-    use crate::request::{CODES, Encoded, Group, Origin, Refusal, Request, Rules, SHED, give_back};
+    use crate::request::{CODES, Encoded, Group, Origin, Refusal, Request, Rules, SHED};
     use crate::{columns, json, logs, metrics, rows, traces};
 
     create_exception!(pipeline.native, Malformed, PyValueError);
@@ -104,7 +104,6 @@ mod _native {
             }
             Ok(())
         })?;
-        give_back(group.block);
         Ok((group.partition, group.records, group.min_time, group.max_time, value))
     }
 

@@ -1,6 +1,5 @@
 //! What the three signals share: the walk to a request's records, identity, grouping by partition.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 
 use blake2b_simd::many::{HashManyJob, hash_many};
@@ -15,30 +14,6 @@ const FIRST: u8 = 0; // the ordinal of a record that has no equal before it
 const SANE_FROM_NS: i64 = 946_684_800 * 1_000_000_000; // 2000-01-01
 const SANE_AHEAD_NS: i64 = 86_400 * 1_000_000_000; // of the receipt
 const HASHED_TOGETHER: usize = 32;
-
-const KEPT_BUFFERS: usize = 8; // of a thread
-const KEPT_BYTES: usize = 2 << 20; // of a buffer
-
-thread_local! {
-    /// What records were written to, for those to come: its pages are there, and it has grown.
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
-
-fn buffer() -> Vec<u8> {
-    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default()
-}
-
-/// Keep a group's bytes for a later request.
-pub fn give_back(mut buffer: Vec<u8>) {
-    if buffer.capacity() <= KEPT_BYTES {
-        buffer.clear();
-        BUFFERS.with_borrow_mut(|kept| {
-            if kept.len() < KEPT_BUFFERS {
-                kept.push(buffer);
-            }
-        });
-    }
-}
 
 /// Where a request came from: what the gateway knows and the client cannot say.
 #[derive(pyo3::FromPyObject)]
@@ -332,9 +307,6 @@ impl<'a> Request<'a> {
     ) -> Result<(), Refusal> {
         let Some(lane) = self.lanes.get_mut(partition as usize) else { return Ok(()) };
         let bytes = &mut lane.open.bytes;
-        if bytes.capacity() == 0 {
-            *bytes = buffer();
-        }
         let start = bytes.len();
         bytes.extend_from_slice(&[0; EVENT_ID_BYTES]);
         bytes.extend_from_slice(&self.unhashed);
