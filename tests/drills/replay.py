@@ -32,7 +32,7 @@ REPLAYED_SHARE = 0.1  # of what live takes: the replay's rate
 REQUEST_RECORDS = 200
 STORED_WITHIN_S = 1800.0
 Window = tuple[datetime.datetime, datetime.datetime]
-HOSTILE_PART = datetime.timedelta(seconds=0.2)
+HOSTILE_PART = datetime.timedelta(seconds=0.05)
 SLOWER = 1.2  # live's freshness p99 during a replay, as a share of that before
 HOSTILE = """
 import os

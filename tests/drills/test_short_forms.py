@@ -9,7 +9,7 @@ from pipeline.errors import Misconfigured
 from tests.drills import fuzz_encoders, fuzz_gateway, kafka_away, killer, soak, store_away
 from tests.drills.__main__ import Drill
 from tests.drills.context import Context
-from tests.native.both import built
+from tests.native.both import demand_built
 
 SEED = 1
 
@@ -32,8 +32,7 @@ def test_what_was_answered_while_kafka_was_away_is_stored_once(tmp_path: pathlib
 
 def test_both_encoders_make_the_same_of_any_request(tmp_path: pathlib.Path) -> None:
     """3,000 mutated requests under all kinds of rules: equal bytes, counts and sentences, and no memory left behind."""
-    if not built() and not os.environ.get("CI"):
-        pytest.skip("The extension was not built: install Rust (cargo), then the project again.")
+    demand_built()
     assert "the same of both" in short(fuzz_encoders.drill, tmp_path)
 
 

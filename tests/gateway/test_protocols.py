@@ -271,6 +271,24 @@ def test_who_sends_more_than_the_window_is_cut_off(gateway: Gateway) -> None:
     assert RawGrpc(gateway.grpc_port).call(PREFIX.pack(0, 0))["grpc-status"] == "0"
 
 
+@pytest.mark.parametrize("size", [1, 7, 100, 10_000])
+def test_frames_in_pieces_of_any_size_are_taken(gateway: Gateway, size: int) -> None:
+    """Two requests on one connection, whose DATA is cut into frames of 300 bytes, and these on their way again."""
+    gateway.publisher.published.clear()
+    body = logs(*("a" * 100 for _ in range(10))).SerializeToString()
+    data = PREFIX.pack(0, len(body)) + body
+    client = RawGrpc(gateway.grpc_port)
+    for stream in (1, 3):
+        client.begin()
+        for place in range(0, len(data), 300):
+            client.http2.send_data(stream, data[place : place + 300], end_stream=place + 300 >= len(data))
+        wire = client.http2.data_to_send()
+        for place in range(0, len(wire), size):
+            client._socket.sendall(wire[place : place + size])
+        assert client.answer()["grpc-status"] == "0"
+    assert [len(message.records) for message in gateway.publisher.published] == [10, 10]
+
+
 def test_data_within_a_header_block_is_cut_off(gateway: Gateway) -> None:
     """A GOAWAY that says PROTOCOL_ERROR, and others go on (RFC 9113, 6.10)."""
     client = RawGrpc(gateway.grpc_port)

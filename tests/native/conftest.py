@@ -1,21 +1,16 @@
 """The extension is needed here."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from pipeline import native
-from tests.native.both import built
+from tests.native.both import demand_built
 
 
 @pytest.fixture(scope="package", autouse=True)
 def needed() -> None:
-    """In CI the extension is there; elsewhere these tests skip without it."""
-    if not built():
-        if os.environ.get("CI"):
-            pytest.fail("The extension was not built: install Rust (cargo), then the project again.", pytrace=False)
-        pytest.skip("The extension was not built: install Rust (cargo), then the project again.")
+    demand_built()
 
 
 @pytest.fixture(autouse=True)

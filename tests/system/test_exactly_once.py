@@ -23,7 +23,7 @@ from pipeline.audit import audit
 from pipeline.local import Stack
 from pipeline.settings import as_environment
 from tests.drills import registry
-from tests.native.both import built
+from tests.native.both import demand_built
 from tests.otlp.as_json import as_json
 from tests.otlp.requests import logs, metrics, traces
 from tests.system.conftest import Running
@@ -158,9 +158,9 @@ def test_sigterm_of_a_gateway_under_load_answers_what_it_took(running: Running) 
     assert stored >= answered >= 20
 
 
-@pytest.mark.skipif(not built(), reason="needs the extension: install Rust (cargo), then the project again")
 def test_switching_the_implementation_under_load_changes_no_row(running: Running) -> None:
     """The same requests to a native, a Python and again a native gateway, restarted under load, are one row an event."""
+    demand_built()
     requests: dict[str, Any] = {"logs": logs("same", "twin", "twin"), "metrics": metrics(), "traces": traces()}
     requests["traces"].resource_spans[0].scope_spans[0].spans.pop()  # the one without a time: its twins may show
     for name, request in requests.items():
