@@ -215,6 +215,7 @@ class ReplaySettings(Part):
     clickhouse_password: SecretStr = SecretStr("")
     max_records_per_s: Positive = 200_000
     max_bytes: Positive = 100 * GIB  # of one sandbox's messages, compressed
+    nice: Annotated[int, Field(ge=0, le=19)] = 10  # of a sandbox's processes
     lifetime_hours: Positive = 72  # then `pipeline maintain` drops it
 
 

@@ -28,7 +28,7 @@ class Asked:
             "min_insert_block_size_rows": 1_000_000,
             "min_insert_block_size_bytes": memory_bytes // 16,
             "max_partitions_per_insert_block": 0,
-            "priority": 10,
+            "os_thread_priority": 19,
         }
 
     def command(self, statement: str, **parameters: Any) -> None:

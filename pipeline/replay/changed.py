@@ -15,6 +15,8 @@ from pipeline.replay.described import Described, describe
 from pipeline.replay.folder import Folder, Way
 from pipeline.settings import PREFIX, ROOT, RoutesSettings, Settings, as_environment
 
+WITHIN_S = 2.0  # few large inserts: nobody waits for what they store, and live writes to the same servers
+
 
 @dataclass(frozen=True, slots=True)
 class Changed:
@@ -41,9 +43,12 @@ def changed(folder: Folder, live: Settings, way: Way) -> Changed:
 
 
 def environment(own: Settings, code: pathlib.Path) -> dict[str, str]:
-    """Of the sandbox's processes: nothing of ours but the sandbox's settings."""
+    """Of the sandbox's processes: nothing of ours but what the sandbox's settings say; an older revision does not know
+    all that there is."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    return {**inherited, **as_environment(own), "PYTHONPATH": str(code)}
+    defaults = as_environment(Settings.model_construct())
+    said = {key: value for key, value in as_environment(own).items() if defaults.get(key) != value}
+    return {**inherited, **said, "PYTHONPATH": str(code)}
 
 
 def _base(file: pathlib.Path | None, live: Settings) -> Settings:
@@ -88,11 +93,12 @@ def _routes(base: Settings, agents: Mapping[str, Described]) -> RoutesSettings:
 def _with_ports(base: Settings, agents: Sequence[str]) -> Settings:
     """Health is served where nobody listens: two sandboxes and live do not meet."""
     ports = iter(_free_ports(2 + len(agents)))
+    patient = {"workers": 1, "batch_within_s": WITHIN_S}
     own = {name: {**base.agents.get(name, {}), "health_port": next(ports)} for name in agents}
     return base.model_copy(
         update={
-            "pg_writer": base.pg_writer.model_copy(update={"health_port": next(ports), "workers": 1}),
-            "ch_writer": base.ch_writer.model_copy(update={"health_port": next(ports), "workers": 1}),
+            "pg_writer": base.pg_writer.model_copy(update={**patient, "health_port": next(ports)}),
+            "ch_writer": base.ch_writer.model_copy(update={**patient, "health_port": next(ports)}),
             "agents": {**base.agents, **own},
         }
     )

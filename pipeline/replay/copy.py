@@ -141,9 +141,9 @@ def _after(slices: list[Slice], copied: Copied | None) -> list[Slice]:
 
 
 def batches(reader: Reader, ranges: Sequence[Range], rate: int) -> Iterator[tuple[list[Message], int]]:
-    """All messages in batches for a store, of half a second at `rate` records a second or less, each with how many
+    """All messages in batches for a store, of two seconds at `rate` records a second or less, each with how many
     offsets were passed."""
-    most = min(BATCH_RECORDS, rate // 2)
+    most = min(BATCH_RECORDS, rate * 2)
     batch: list[Message] = []
     size = records = offsets = 0
 

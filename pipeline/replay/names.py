@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
 from pipeline.errors import Misconfigured
-from pipeline.settings import KafkaSettings, PostgresSettings, Settings
+from pipeline.settings import KafkaSettings, PostgresSettings, ReplaySettings, Settings
 
 NAME = re.compile(r"[a-z](?:-?[a-z0-9]){0,31}")
 
@@ -83,6 +83,7 @@ class Sandbox:
                     }
                 ),
                 "registry": live.registry,
+                "replay": ReplaySettings(),  # it makes no sandboxes
                 "spool": live.spool.model_copy(update={"directory": folder / "spool"}),
                 "local": live.local.model_copy(update={"home": folder / "home"}),
             }

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from pipeline import topics
 from pipeline.agents import gaps
 from pipeline.errors import Misconfigured, PipelineError, Unavailable
@@ -24,7 +26,6 @@ from pipeline.settings import Settings
 from pipeline.topics import Topic
 from pipeline.workers import NUMBER_VARIABLE
 
-NICE = 10
 POLL_S = 0.3
 STOP_WITHIN_S = 25.0
 LOG_TAIL_BYTES = 1500
@@ -41,16 +42,18 @@ class _Running:
     """The processes of a sandbox: they end when this process does, however that ends."""
 
     folder: pathlib.Path
+    nice: int
     children: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str], code: pathlib.Path) -> None:
         logs = self.folder / "log"
         logs.mkdir(exist_ok=True)
         with (logs / f"{name}.log").open("ab") as log:
-            self.children[name] = subprocess.Popen(
+            child = self.children[name] = subprocess.Popen(
                 [sys.executable, "-m", "pipeline", *command], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env,
                 cwd=code, start_new_session=True,
             )  # fmt: skip
+        _stand_back(child.pid, self.nice)
 
     def check(self) -> None:
         """Raise StoppedError where one has ended."""
@@ -74,6 +77,23 @@ class _Running:
                 child.wait()
 
 
+def _stand_back(pid: int, nice: int) -> None:
+    """Let the session that `pid` leads have little of a busy machine.
+
+    Linux may share CPU by session (autogroup), and then nice compares those of one session alone. Where there are no
+    such groups, or systemd's stand in their place, a process's own nice holds.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(OSError):
+        for attempt in Retrying(
+            retry=retry_if_exception_type(BlockingIOError), stop=stop_after_delay(2.0), wait=wait_fixed(0.1),
+            reraise=True,
+        ):  # fmt: skip
+            with attempt:  # whoever is not root may say it ten times a second
+                pathlib.Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
 def run(folder: Folder, live: Settings, way: Way, tell: Tell) -> None:
     """Return when all that the plan names is stored in the sandbox, or dead-lettered there. A run that was cut off at
     any moment goes on where it stood.
@@ -89,12 +109,10 @@ def run(folder: Folder, live: Settings, way: Way, tell: Tell) -> None:
         made = changed(folder, live, way)
         folder.keep_way(way)
         folder.unpause()
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
         place.make(plan.sandbox, live, made.settings, _topics(live, plan.topics), made.migrations)
         tables.make(live.clickhouse.model_copy(update={"database": plan.sandbox.owner}))
         started = time.monotonic()
-        with _processes(folder, made) as running:
+        with _processes(folder, made, live.replay.nice) as running:
             copied = _copy(folder, live, made, running, tell)
             _store(folder, made, running, tell)
         seconds = folder.state.get("seconds", 0.0) + time.monotonic() - started
@@ -129,8 +147,8 @@ def _topics(live: Settings, replayed: Sequence[str]) -> list[Topic]:
 
 
 @contextlib.contextmanager
-def _processes(folder: Folder, made: Changed) -> Iterator[_Running]:
-    running = _Running(folder.path)
+def _processes(folder: Folder, made: Changed, nice: int) -> Iterator[_Running]:
+    running = _Running(folder.path, nice)
     env = {**environment(made.settings, made.code), NUMBER_VARIABLE: "0"}
     try:
         for agent in made.agents.values():

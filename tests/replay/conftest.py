@@ -29,7 +29,8 @@ def world(
         postgres=PostgresSettings(dsn=psycopg.conninfo.make_conninfo(postgres, dbname=name)),
         clickhouse=ClickHouseSettings(url=clickhouse, database=name),
         registry=RegistrySettings(port=free_ports(1)[0]),
-        replay=session_settings.replay.model_copy(update={"directory": home / "replay"}),
+        # The machine is busy with other tests, and a sandbox that stands far back would wait for their end.
+        replay=session_settings.replay.model_copy(update={"directory": home / "replay", "nice": 1}),
     )
     admin = connect(ClickHouseSettings(url=clickhouse))
     admin.command(f"CREATE DATABASE {name}")

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 
+import psutil
 import psycopg
 import pytest
 from confluent_kafka import Producer
@@ -199,9 +200,19 @@ def test_a_part_of_the_records_with_other_settings(world: World, tmp_path: pathl
     assert world.replay("drop", "part-1", "--yes")[0] == 0
 
 
+def _nice(pid: int) -> tuple[int, int]:
+    """What Linux shares CPU by: a process's own, and that of its session where sessions are groups."""
+    own = psutil.Process(pid).nice()
+    try:
+        return own, int(pathlib.Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
+    except FileNotFoundError:
+        return own, own
+
+
 @pytest.mark.timeout(300)
 def test_two_sandboxes_at_once_do_not_meet(world: World) -> None:
-    """While one is paused another runs, by the code of a revision, to its end; resumed, the first comes to the same."""
+    """While one is paused another runs, by the code of a revision, to its end; resumed, the first comes to the same.
+    Their processes stand back behind everybody else's."""
     for name in ("twice-1", "twice-2"):
         world.plan(name, "logs_raw")
     first = world.begun("twice-1", "--rate", "300/s")
@@ -209,6 +220,7 @@ def test_two_sandboxes_at_once_do_not_meet(world: World) -> None:
     world.run("twice-2", "--against", "git:HEAD")
     states = {row["name"]: row for row in json.loads(world.replay("list", "--json")[1])}
     assert first.poll() is None
+    assert {_nice(child.pid) for child in psutil.Process(first.pid).children()} == {(world.live.replay.nice,) * 2}
     assert states["twice-1"]["copied_records"] < states["twice-2"]["copied_records"] == world.records["logs_raw"]
     assert world.replay("resume", "twice-1")[0] == 0
     said, _ = first.communicate(timeout=200)
