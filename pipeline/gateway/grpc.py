@@ -41,7 +41,7 @@ METHODS: dict[bytes, Signal] = {
 }
 PREFIX = struct.Struct(">BI")  # compressed or not, and the length of the message
 WINDOW_BYTES = 64 * 1024  # of a stream that nobody admitted yet; smaller messages never wait for a window
-WINDOW_STEP_BYTES = 256 * 1024
+WINDOW_STEP_BYTES = 512 * 1024
 CONNECTION_WINDOW_BYTES = 1 << 30  # streams have their own
 FRAME_BYTES = 64 * 1024
 PIECE_BYTES = 1024  # smaller ones are put together: who sends many holds what he sends
