@@ -25,7 +25,7 @@ status: .venv/stamp  ## every address and process of the stack
 	@$(BIN)/pipeline local status
 
 test: .venv/stamp  ## all tests, on the real parts
-	@$(BIN)/python -m pytest -n 3 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/stamp  ## style, types, layers, licences
 	@$(BIN)/ruff check .

@@ -41,6 +41,15 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest comes first, by files: the last ones to be given out are short."""
+    allowed: dict[pathlib.Path, float] = {}
+    for item in items:
+        timeout = item.get_closest_marker("timeout")
+        allowed[item.path] = max(allowed.get(item.path, 0.0), timeout.args[0] if timeout else 0.0)
+    items.sort(key=lambda item: -allowed[item.path])
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listened on a moment ago, each followed by a free one; no client is given one of them."""
     found: list[int] = []

@@ -109,6 +109,8 @@ class _CatchUp:
 
     def rate(self) -> float:
         seconds, _, _ = self._between(SETTLED, 1.0)
+        if not seconds:
+            sys.exit("All was stored before the writer was ready to be watched: take a larger scale.")
         return self._records * (1 - SETTLED) / seconds
 
     def us(self, start: float = SETTLED, end: float = 1.0) -> tuple[float, float]:
