@@ -78,13 +78,8 @@ class _Running:
 
 
 def _stand_back(pid: int, nice: int) -> None:
-    """Let the session that `pid` leads have little of a busy machine.
-
-    Linux may share CPU by session (autogroup), and then nice compares those of one session alone. Where there are no
-    such groups, or systemd's stand in their place, a process's own nice holds.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    """Let the session that `pid` leads have little of a busy machine: where Linux shares CPU by session (autogroup),
+    processes' own nice values count among those of one session alone."""
     with contextlib.suppress(OSError):
         for attempt in Retrying(
             retry=retry_if_exception_type(BlockingIOError), stop=stop_after_delay(2.0), wait=wait_fixed(0.1),
@@ -109,6 +104,8 @@ def run(folder: Folder, live: Settings, way: Way, tell: Tell) -> None:
         made = changed(folder, live, way)
         folder.keep_way(way)
         folder.unpause()
+        with contextlib.suppress(OSError):  # what we start inherits it
+            os.setpriority(os.PRIO_PROCESS, 0, max(live.replay.nice, os.getpriority(os.PRIO_PROCESS, 0)))
         place.make(plan.sandbox, live, made.settings, _topics(live, plan.topics), made.migrations)
         tables.make(live.clickhouse.model_copy(update={"database": plan.sandbox.owner}))
         started = time.monotonic()
