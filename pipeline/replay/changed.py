@@ -30,7 +30,7 @@ class Changed:
 
 def changed(folder: Folder, live: Settings, way: Way) -> Changed:
     """Raises Misconfigured with every problem of what `way` names."""
-    base = _base(way.settings, live)
+    base = _base(way.settings, _patient(live))
     code = _worktree(folder.path / "code", way.against) if way.against else ROOT
     sandbox = folder.plan.sandbox
     found: dict[str, Described] = {}
@@ -49,6 +49,17 @@ def environment(own: Settings, code: pathlib.Path) -> dict[str, str]:
     defaults = as_environment(Settings.model_construct())
     said = {key: value for key, value in as_environment(own).items() if defaults.get(key) != value}
     return {**inherited, **said, "PYTHONPATH": str(code)}
+
+
+def _patient(live: Settings) -> Settings:
+    """Live's settings with writers that wait for more; what `--settings` says of that still holds."""
+    waits = {"batch_within_s": WITHIN_S}
+    return live.model_copy(
+        update={
+            "pg_writer": live.pg_writer.model_copy(update=waits),
+            "ch_writer": live.ch_writer.model_copy(update=waits),
+        }
+    )
 
 
 def _base(file: pathlib.Path | None, live: Settings) -> Settings:
@@ -93,12 +104,11 @@ def _routes(base: Settings, agents: Mapping[str, Described]) -> RoutesSettings:
 def _with_ports(base: Settings, agents: Sequence[str]) -> Settings:
     """Health is served where nobody listens: two sandboxes and live do not meet."""
     ports = iter(_free_ports(2 + len(agents)))
-    patient = {"workers": 1, "batch_within_s": WITHIN_S}
     own = {name: {**base.agents.get(name, {}), "health_port": next(ports)} for name in agents}
     return base.model_copy(
         update={
-            "pg_writer": base.pg_writer.model_copy(update={**patient, "health_port": next(ports)}),
-            "ch_writer": base.ch_writer.model_copy(update={**patient, "health_port": next(ports)}),
+            "pg_writer": base.pg_writer.model_copy(update={"health_port": next(ports), "workers": 1}),
+            "ch_writer": base.ch_writer.model_copy(update={"health_port": next(ports), "workers": 1}),
             "agents": {**base.agents, **own},
         }
     )

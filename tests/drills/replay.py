@@ -29,6 +29,7 @@ LOAD_S = 7200.0  # longer than any replay here
 CALM_S, SHORT_CALM_S = 240.0, 15.0
 FULL_S, SHORT_FULL_S = 30.0, 5.0  # of load without a limit, to see what all of live takes
 REPLAYED_SHARE = 0.08  # of what live takes: the replay's rate
+KILLED_WITHIN_S = 40  # a replay that is to be killed takes so long
 REQUEST_RECORDS = 200
 STORED_WITHIN_S = 1800.0
 Window = tuple[datetime.datetime, datetime.datetime]
@@ -106,12 +107,13 @@ def _killed(context: Context, settings: Settings, window: Window, records: int) 
     _plan(settings, "drill", window)
     rng = random.Random(context.seed)
     for number in range(KILLS):
-        running = _start(settings, "drill")
+        running = _start(settings, "drill", "--rate", f"{records // KILLED_WITHIN_S}/s")
         share = records * (number + rng.random()) / (KILLS + 1)
         while running.poll() is None and _status(settings, "drill")["copied_records"] < share:
             time.sleep(0.2)
         running.send_signal(signal.SIGKILL)
-        running.wait()
+        if running.wait() != -signal.SIGKILL:
+            raise Failed("The replay ended before it could be killed: the drill drilled nothing.")
         context.tell(f"killed at {_status(settings, 'drill')['copied_records']:,} of {records:,} records")
     if _start(settings, "drill").wait(STORED_WITHIN_S):
         raise Failed("The replay did not end after its last kill.")

@@ -17,6 +17,7 @@ from pipeline.kafka.reader import Message, Reader
 from pipeline.replay import changed, copy, drop, into_live, place
 from pipeline.replay.folder import Folder, Way
 from pipeline.replay.names import Sandbox
+from pipeline.settings import ClickHouseSettings
 from tests.replay.world import DEBUG_OF, ERROR_OF, MAIL_OF, MESSAGES, RECORDS, World
 
 RULE = '''
@@ -190,9 +191,13 @@ def _opens(report: pathlib.Path, found: dict[str, object]) -> None:
 def test_a_part_of_the_records_with_other_settings(world: World, tmp_path: pathlib.Path) -> None:
     """`--where` takes the records of one service and no others; `--settings` are the sandbox's alone: its writers read
     what the file says, so these records are missing in A, and in B they are not."""
-    (tmp_path / "new.toml").write_text('[routes]\nlogs = ["logs_norm"]\n')
+    (tmp_path / "new.toml").write_text('[routes]\nlogs = ["logs_norm"]\n[ch_writer]\nbatch_within_s = 0.5\n')
     world.plan("part-1", "logs_raw", "--where", "service=service-1", "--where", "severity_number=9")
     world.run("part-1", "--settings", str(tmp_path / "new.toml"))
+    folder = Folder.of("part-1", world.live)
+    assert folder.way
+    own = changed.changed(folder, world.live, folder.way).settings
+    assert (own.ch_writer.batch_within_s, own.pg_writer.batch_within_s) == (0.5, changed.WITHIN_S)
     wanted = world.count("SELECT count() FROM logs WHERE service = 'service-1' AND severity_number = 9")
     code, found = world.compared("part-1")
     closure = found["signals"]["logs"]["closure"]
@@ -262,6 +267,20 @@ def test_a_forgotten_sandbox_is_dropped_when_its_time_is_over(world: World) -> N
     [half] = drop.expired(world.live, now)
     half.carry_out()
     assert place.left(Sandbox.called("old-1"), world.live) == []
+
+
+def test_clickhouse_puts_a_sandbox_and_merges_behind(world: World) -> None:
+    """The threads of a sandbox's user have the last nice value, live's none, those of merges one between."""
+    live = world.live.clickhouse
+    sandbox = live.model_copy(update={"user": world.live.replay.clickhouse_user, "database": "default"})
+
+    def value(settings: ClickHouseSettings, table: str, name: str) -> int:
+        query = f"SELECT value FROM system.{table} WHERE name = '{name}'"
+        return int(clickhouse.connect(settings).query(query).first_row[0])
+
+    assert value(sandbox, "settings", "os_thread_priority") == 19
+    assert value(live, "settings", "os_thread_priority") == 0
+    assert value(live, "server_settings", "os_threads_nice_value_merge_mutate") == 10
 
 
 def test_two_names_are_never_one_sandbox(world: World) -> None:
