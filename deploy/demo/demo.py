@@ -29,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from pipeline import audit, clickhouse, errors, settings
+from pipeline.cli.common import progress_bars
 from pipeline.local import Stack
 from pipeline.settings import Settings
 from pipeline.timescale import connection
@@ -207,7 +208,7 @@ def _accepted(demo: Settings) -> Counter[str]:
 
 def _audit(demo: Settings) -> dict[str, Any]:
     """The audit's finding, from Kafka and the stores alone."""
-    with audit.progress_bars() as progress:
+    with progress_bars() as progress:
         return audit.audit(demo, progress=progress).as_dict()
 
 

@@ -4,14 +4,11 @@ Trusts no writer and shares no code with those that count and encode. What the w
 missing: on a running pipeline let the window end a moment ago.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from pipeline.audit import agents, stores, topics
 from pipeline.audit.decode import SIGNALS, Signal
@@ -23,7 +20,7 @@ from pipeline.audit.window import Window
 from pipeline.kafka.reader import Reader
 from pipeline.settings import Settings
 
-__all__ = ["SIGNALS", "Report", "Signal", "Window", "audit", "progress_bars"]
+__all__ = ["SIGNALS", "Report", "Signal", "Window", "audit"]
 
 EVER = Window()
 
@@ -75,23 +72,3 @@ def _judged(
 def _anywhere(ids: Ids) -> Bools:
     """What no region's Kafka alone can tell: any row may be another's."""
     return np.ones(len(ids), bool)
-
-
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """A bar on stderr for each thing that is read, its rate and the time left; none where stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-
-        def show(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, rate="")
-            speed = bars.tasks[bars.task_ids.index(tasks[what])].speed
-            bars.update(tasks[what], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
-
-        yield show

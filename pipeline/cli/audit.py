@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline import settings
-from pipeline.cli.common import AsJson, show_json
+from pipeline.cli.common import AsJson, progress_bars, show_json
 from pipeline.errors import Misconfigured
 from pipeline.settings import Settings
 
@@ -41,7 +41,7 @@ def audit(  # noqa: PLR0913, PLR0917 - options
         raise Misconfigured("--at needs --region: whose records are to be there.")
     there = _of(at, loaded) if at else None
     loaded = _of(region, loaded) if region else loaded
-    with room.progress_bars() as progress:
+    with progress_bars() as progress:
         wanted = [name for name in room.SIGNALS if not signal or name in signal]
         report = room.audit(loaded, signals=wanted, window=window, progress=progress, stores_of=there)
     if as_json:

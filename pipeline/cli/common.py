@@ -2,10 +2,14 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -38,3 +42,26 @@ def agreed(changes: Sequence[object], yes: bool) -> bool:
         print("Nothing to do.")
         return False
     return yes or typer.confirm("Do this?", abort=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar on stderr for each thing that is read, its rate and the time left; none where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, rate="")
+            speed = bars.tasks[bars.task_ids.index(tasks[what])].speed
+            bars.update(tasks[what], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield show

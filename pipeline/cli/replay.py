@@ -2,14 +2,12 @@
 
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline import settings
-from pipeline.cli.common import AsJson, Yes, agreed, show_json
+from pipeline.cli.common import AsJson, Yes, agreed, progress_bars, show_json
 from pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -196,7 +194,7 @@ def into_live(
         raise Misconfigured(f"{typed!r} is not {name}: nothing was written.")
     done = 0
 
-    with folder.locked(), _bars() as tell:
+    with folder.locked(), progress_bars() as tell:
 
         def progress(records: int, _: int) -> None:
             nonlocal done
@@ -211,7 +209,7 @@ def _run(folder: "Folder", live: settings.Settings, way: Any) -> None:
     from pipeline.replay.run import StoppedError
     from pipeline.replay.run import run as carry_out
 
-    with _bars() as tell:
+    with progress_bars() as tell:
         try:
             carry_out(folder, live, way, tell)
         except StoppedError as stopped:
@@ -220,14 +218,6 @@ def _run(folder: "Folder", live: settings.Settings, way: Any) -> None:
             print(f"stopped; `pipeline replay resume {folder.plan.name}` goes on.", file=sys.stderr)
             raise
     print(f"{folder.plan.name} is done: `pipeline replay compare {folder.plan.name} --with live` says what differs.")
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int | None], None]]:
-    from pipeline.audit import progress_bars
-
-    with progress_bars() as show:
-        yield show
 
 
 def _row(folder: "Folder") -> dict[str, Any]:

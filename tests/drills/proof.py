@@ -52,19 +52,19 @@ def stored(settings: Settings, within_s: float) -> None:
         time.sleep(0.5)
 
 
-def audited(settings: Settings, within_s: float) -> None:
-    """Return once `pipeline audit` is clean; raise Failed with what it says, and how far the writers are, where it is
-    not within the time."""
+def audited(settings: Settings, within_s: float, *options: str) -> None:
+    """Return once `pipeline audit` with these options is clean; raise Failed with what it says, and how far the writers
+    are, where it is not within the time."""
     deadline = time.monotonic() + within_s
     with contextlib.suppress(Failed):  # told below, with more
         stored(settings, within_s)  # an audit reads everything
     while True:
         try:
-            report = json.loads(pipeline(settings, "audit", "--json"))
+            report = json.loads(pipeline(settings, "audit", "--json", *options))
             break
         except Failed:
             if time.monotonic() > deadline:
-                raise Failed(f"{within_s:.0f} s after the load {_differences(settings)}") from None
+                raise Failed(f"{within_s:.0f} s after the load {_differences(settings, *options)}") from None
             time.sleep(1)
     for name, part in report["signals"].items():
         for store, findings in part["stores"].items():
@@ -73,10 +73,10 @@ def audited(settings: Settings, within_s: float) -> None:
                 raise Failed(f"The audit calls {name} in {store} clean with {counts}.")
 
 
-def _differences(settings: Settings) -> str:
+def _differences(settings: Settings, *options: str) -> str:
     behind = {writer: lag(settings, writer) for writer in STORE_WRITERS}
     try:
-        said = pipeline(settings, "audit")
+        said = pipeline(settings, "audit", *options)
     except Failed as failure:
         said = str(failure)
     return f"the writers lag {behind} messages and the audit is not clean: {said}"

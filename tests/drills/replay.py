@@ -33,6 +33,7 @@ KILLED_WITHIN_S = 40  # a replay that is to be killed takes so long
 REQUEST_RECORDS = 200
 STORED_WITHIN_S = 1800.0
 Window = tuple[datetime.datetime, datetime.datetime]
+AUDITED = datetime.timedelta(seconds=60)  # of live, from the replay's start: all of it would take longer than the rest
 HOSTILE_PART = datetime.timedelta(seconds=0.05)
 SLOWER = 1.2  # live's freshness p99 during a replay, as a share of that before
 HOSTILE = """
@@ -58,7 +59,7 @@ def hostile(record: LogRecord) -> LogRecord:
 def drill(context: Context) -> str:
     """While live takes half of what it can, a slice of history is replayed, live's freshness p99 within a fifth. Another
     replay of it is killed three times and run again: equal to live and to the one that nobody killed. A hostile agent
-    is refused and seen; dropped, nothing is left."""
+    is refused and seen; dropped, nothing is left, and of live nothing is missing."""
     records = SHORT_RECORDS if context.short else RECORDS
     with context.whole_stack() as (_, settings):
         topic.fill(settings, "logs", records, time.time_ns() - 6 * 3600 * 10**9)
@@ -69,19 +70,20 @@ def drill(context: Context) -> str:
             calm = _freshness(settings, lambda: time.sleep(SHORT_CALM_S if context.short else CALM_S))
             context.tell(f"live takes {capacity:,.0f} records/s; freshness p99 at half of that {calm:.2f} s")
             rate = max(1000, int(capacity * REPLAYED_SHARE))
+            started = datetime.datetime.now(datetime.UTC)
             during = _freshness(settings, lambda: _replayed(settings, window, rate))
             context.tell(f"live's freshness p99 beside a replay of {rate:,} records/s {during:.2f} s")
         stored(settings, STORED_WITHIN_S)
         _killed(context, settings, window, records)
         _equal_to_unkilled(context, settings, records)
         _hostile(context, settings, (window[0], window[0] + HOSTILE_PART))
-        audited(settings, STORED_WITHIN_S)
+        audited(settings, STORED_WITHIN_S, "--from", f"{started:%FT%T}", "--to", f"{started + AUDITED:%FT%T}")
         left = [line for name in ("drill", "whole", "hostile") for line in place.left(Sandbox.called(name), settings)]
     if left:
         raise Failed(f"After drop there are still {', '.join(left)}.")
     said = (
         f"{records:,} records; live's freshness p99 at half of {capacity:,.0f} records/s {calm:.2f} s, beside a replay of "
-        f"{rate:,} {during:.2f} s; killed {KILLS} times equal to live and to a replay without a kill; audit clean"
+        f"{rate:,} {during:.2f} s; killed {KILLS} times equal to live and to a replay without a kill; audit of live's minute at its start clean"
     )
     if not context.short and during > calm * SLOWER:
         raise Failed(f"{said}; that freshness is more than {SLOWER:.1f} times what it was before.")
