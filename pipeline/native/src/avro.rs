@@ -3,26 +3,31 @@
 pub const NOTHING: u8 = 0; // an empty string, array or map, a null, a zero, false
 pub const PRESENT: u8 = 2; // the second branch of ["null", …]
 
+const LONGEST: usize = 10; // bytes of a varint of 64 bits
+
 /// A zigzag varint of a signed 64-bit integer.
 #[inline]
 pub fn long(out: &mut Vec<u8>, n: i64) {
-    let mut rest = ((n << 1) ^ (n >> 63)) as u64;
+    let rest = ((n << 1) ^ (n >> 63)) as u64;
     if rest < 0x80 {
         out.push(rest as u8);
-        return;
+    } else {
+        long_varint(out, rest);
     }
-    let mut encoded = [0u8; 10];
-    let mut used = 0;
-    for byte in &mut encoded {
-        used += 1;
-        if rest < 0x80 {
-            *byte = rest as u8;
-            break;
-        }
-        *byte = rest as u8 | 0x80;
-        rest >>= 7;
+}
+
+/// All bytes that there could be, and then as many as there are: no step waits for the one before.
+fn long_varint(out: &mut Vec<u8>, n: u64) {
+    let size = (70 - n.leading_zeros() as usize) / 7;
+    let mut encoded = [0u8; LONGEST];
+    for (at, byte) in encoded.iter_mut().enumerate() {
+        *byte = (n >> (7 * at)) as u8 | 0x80;
     }
-    out.extend_from_slice(encoded.get(..used).unwrap_or_default());
+    if let Some(last) = encoded.get_mut(size - 1) {
+        *last &= 0x7F;
+    }
+    out.extend_from_slice(&encoded);
+    out.truncate(out.len() - (LONGEST - size));
 }
 
 /// A length or a count.

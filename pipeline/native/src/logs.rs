@@ -3,7 +3,7 @@
 use crate::avro;
 use crate::request::{Encoded, Messages, Reason, Refusal, Request};
 use crate::values::{Any, Attributes};
-use crate::wire::{Counted, DEPTH, Fault, Fields, Part, Wire, bits, inside, text};
+use crate::wire::{Counted, DEPTH, Fault, Fields, Part, Text, Wire, bits, inside, text};
 
 const WARN: i32 = 13; // SeverityNumber: the first that is never shed
 const LOGS: Messages = Messages {
@@ -19,8 +19,8 @@ struct LogRecord<'a> {
     time: i64,
     observed_time: i64,
     severity_number: i32,
-    severity_text: &'a str,
-    event_name: &'a str,
+    severity_text: Text<'a>,
+    event_name: Text<'a>,
     body: Any<'a>,
     dropped: u32,
     trace_id: &'a [u8],

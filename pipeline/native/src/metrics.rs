@@ -7,7 +7,7 @@ use crate::avro;
 use crate::request::{Encoded, Labels, Messages, Reason, Refusal, Request, Shared};
 use crate::values::{Attributes, Limits, key_value};
 use crate::wire::{
-    Child, Counted, DEPTH, Fault, Fields, Level, Part, Wire, bits, inside, packed_fixed64, packed_varints, text,
+    Child, Counted, DEPTH, Fault, Fields, Level, Part, Text, Wire, bits, inside, packed_fixed64, packed_varints, text,
     zigzag32,
 };
 
@@ -112,9 +112,9 @@ fn last_kind(request: &mut Request, metric: &Level) -> Result<(Option<Kind>, Vec
 
 #[derive(Default)]
 struct Described<'s> {
-    name: &'s str,
-    description: &'s str,
-    unit: &'s str,
+    name: Text<'s>,
+    description: Text<'s>,
+    unit: Text<'s>,
 }
 
 fn read_metric(shell: &[u8]) -> Result<Described<'_>, Fault> {
@@ -228,17 +228,23 @@ fn write_key(key: &mut Vec<u8>, raws: &[&[u8]]) {
 const KNOWN_BYTES: usize = 32 * 1024 * 1024; // of a thread
 const ENTRY_BYTES: usize = 100; // of a map, beside what the entry holds
 
-type Of = HashMap<Vec<u8>, Vec<u8>>;
+/// Attributes as sent, with attributes and series_id encoded, in the order in which they were met; and their places.
+#[derive(Default)]
+struct Met {
+    series: Vec<(Vec<u8>, Vec<u8>)>,
+    places: HashMap<Vec<u8>, usize>,
+}
 
 thread_local! {
-    /// By limits and first fields: attributes as sent → attributes and series_id, encoded; and their size in bytes.
-    static SERIES: RefCell<(HashMap<Vec<u8>, Of>, usize)> = RefCell::default();
+    /// By limits and first fields; and the size of all in bytes.
+    static SERIES: RefCell<(HashMap<Vec<u8>, Met>, usize)> = RefCell::default();
 }
 
 /// The series of one metric, resource and scope that this thread has met under the same limits.
 struct Known {
     of: Vec<u8>,
-    series: Of,
+    met: Met,
+    next: usize, // in `met`: clients send series in the same order each time
     more_bytes: usize,
 }
 
@@ -248,17 +254,24 @@ impl Known {
         of.extend_from_slice(fields);
         let found = SERIES.with_borrow_mut(|(known, _)| known.remove(&of));
         let more_bytes = if found.is_some() { 0 } else { of.len() + ENTRY_BYTES };
-        Known { of, series: found.unwrap_or_default(), more_bytes }
+        Known { of, met: found.unwrap_or_default(), next: 0, more_bytes }
     }
 
-    fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        self.series.get(key).map(Vec::as_slice)
+    fn get(&mut self, key: &[u8]) -> Option<&[u8]> {
+        let Met { series, places } = &self.met;
+        let at = match series.get(self.next) {
+            Some((next, _)) if next == key => self.next,
+            _ => *places.get(key)?,
+        };
+        self.next = if at + 1 < series.len() { at + 1 } else { 0 };
+        series.get(at).map(|(_, encoded)| encoded.as_slice())
     }
 
     fn keep(&mut self, key: &[u8], encoded: &[u8]) {
-        self.more_bytes += key.len() + encoded.len() + ENTRY_BYTES;
+        self.more_bytes += 2 * key.len() + encoded.len() + ENTRY_BYTES;
         if self.more_bytes <= KNOWN_BYTES {
-            self.series.insert(key.to_vec(), encoded.to_vec());
+            self.met.places.insert(key.to_vec(), self.met.series.len());
+            self.met.series.push((key.to_vec(), encoded.to_vec()));
         }
     }
 
@@ -270,7 +283,7 @@ impl Known {
                 known.clear();
                 *bytes = 0;
             } else {
-                known.insert(self.of, self.series);
+                known.insert(self.of, self.met);
             }
         });
     }
@@ -279,7 +292,7 @@ impl Known {
 /// What the series of one metric, resource and scope share.
 struct Series<'s> {
     tenant: &'s str,
-    metric_name: &'s str,
+    metric_name: Text<'s>,
     labels: &'s Labels,
 }
 
@@ -312,7 +325,7 @@ impl Series<'_> {
                 pairs.extend_from_slice(pair);
             }
         }
-        let mut content = Vec::with_capacity(pairs.len() + self.tenant.len() + self.metric_name.len() + 16);
+        let mut content = Vec::with_capacity(pairs.len() + self.tenant.len() + self.metric_name.as_bytes().len() + 16);
         avro::blob(&mut content, self.tenant.as_bytes());
         avro::blob(&mut content, self.metric_name.as_bytes());
         if count > 0 {
@@ -351,6 +364,11 @@ struct Buckets {
 }
 
 impl Buckets {
+    fn clear(&mut self) {
+        self.offset = 0;
+        self.counts.clear();
+    }
+
     fn merge(&mut self, data: &[u8]) -> Result<(), Fault> {
         let mut fields = Fields::new(data, inside(DEPTH)?);
         while let Some(field) = fields.next()? {
@@ -389,13 +407,20 @@ struct Point<'a> {
 }
 
 impl<'a> Point<'a> {
+    /// Field by field, since a whole point is large to write anew.
     fn clear(&mut self) {
-        let Point { mut attributes, mut explicit_bounds, mut bucket_counts, mut exemplars, .. } = std::mem::take(self);
-        attributes.clear();
-        explicit_bounds.clear();
-        bucket_counts.clear();
-        exemplars.clear();
-        *self = Point { attributes, explicit_bounds, bucket_counts, exemplars, ..Point::default() };
+        self.attributes.clear();
+        (self.start_time, self.time, self.flags) = (0, 0, 0);
+        self.value = Number::None;
+        self.count = 0;
+        (self.sum, self.min, self.max) = (None, None, None);
+        self.explicit_bounds.clear();
+        self.bucket_counts.clear();
+        (self.scale, self.zero_count, self.zero_threshold) = (0, 0, 0.0);
+        self.positive.clear();
+        self.negative.clear();
+        self.quantiles.clear();
+        self.exemplars.clear();
     }
 
     fn read(&mut self, kind: Kind, data: &'a [u8]) -> Result<(), Fault> {

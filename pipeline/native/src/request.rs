@@ -6,7 +6,9 @@ use blake2b_simd::many::{HashManyJob, hash_many};
 
 use crate::avro;
 use crate::values::{Attributes, Limits};
-use crate::wire::{Child, Counted, DEPTH, Fault, Fields, Level, MAX_VALUE_BYTES, Part, Wire, inside, level, text};
+use crate::wire::{
+    Child, Counted, DEPTH, Fault, Fields, Level, MAX_VALUE_BYTES, Part, Text, Wire, inside, level, text,
+};
 
 const EVENT_ID_BYTES: usize = 16;
 const FRAMING_BYTES: usize = 64; // of a container file behind its head, and a twin's longer ordinal
@@ -281,7 +283,7 @@ impl<'a> Request<'a> {
         attributes.write(fields);
         avro::blob(fields, found.schema_url.as_bytes());
         for (key, text) in [("otel.scope.name", found.name), ("otel.scope.version", found.version)] {
-            if !text.is_empty() {
+            if !text.as_bytes().is_empty() {
                 put(&mut shared.labels, key.as_bytes(), text.as_bytes());
             }
         }
@@ -489,8 +491,8 @@ pub struct Messages {
 }
 
 /// Resource…: the schema URL, and the resource's attributes as sent.
-fn read_resource<'s>(shell: &'s [u8], raws: &mut Vec<&'s [u8]>) -> Result<&'s str, Fault> {
-    let mut schema_url = "";
+fn read_resource<'s>(shell: &'s [u8], raws: &mut Vec<&'s [u8]>) -> Result<Text<'s>, Fault> {
+    let mut schema_url = Text::default();
     let mut fields = Fields::new(shell, DEPTH);
     while let Some(field) = fields.next()? {
         match field {
@@ -523,15 +525,16 @@ fn check_entity(data: &[u8], depth: usize) -> Result<(), Fault> {
     Ok(())
 }
 
+#[derive(Default)]
 struct Scope<'s> {
-    name: &'s str,
-    version: &'s str,
-    schema_url: &'s str,
+    name: Text<'s>,
+    version: Text<'s>,
+    schema_url: Text<'s>,
 }
 
 /// Scope…: what it says of the scope, and the scope's attributes as sent.
 fn read_scope<'s>(shell: &'s [u8], raws: &mut Vec<&'s [u8]>) -> Result<Scope<'s>, Fault> {
-    let mut scope = Scope { name: "", version: "", schema_url: "" };
+    let mut scope = Scope::default();
     let mut fields = Fields::new(shell, DEPTH);
     while let Some(field) = fields.next()? {
         match field {

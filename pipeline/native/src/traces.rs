@@ -3,7 +3,7 @@
 use crate::avro;
 use crate::request::{Encoded, Messages, Reason, Refusal, Request, SPAN};
 use crate::values::{Attributes, Limits};
-use crate::wire::{Counted, DEPTH, Fault, Fields, Part, Wire, bits, inside, text};
+use crate::wire::{Counted, DEPTH, Fault, Fields, Part, Text, Wire, bits, inside, text};
 
 const SAMPLED: u32 = 1; // W3C trace flags
 const ERROR: i32 = 2; // StatusCode
@@ -20,9 +20,9 @@ struct Span<'a> {
     trace_id: &'a [u8],
     span_id: &'a [u8],
     parent_span_id: &'a [u8],
-    trace_state: &'a str,
+    trace_state: Text<'a>,
     flags: u32,
-    name: &'a str,
+    name: Text<'a>,
     kind: i32,
     start_time: i64,
     end_time: i64,
@@ -30,13 +30,13 @@ struct Span<'a> {
     dropped_events: u32,
     dropped_links: u32,
     status_code: i32,
-    status_message: &'a str,
+    status_message: Text<'a>,
 }
 
 #[derive(Default)]
 struct Event<'a> {
     time: i64,
-    name: &'a str,
+    name: Text<'a>,
     dropped: u32,
 }
 
@@ -44,7 +44,7 @@ struct Event<'a> {
 struct Link<'a> {
     trace_id: &'a [u8],
     span_id: &'a [u8],
-    trace_state: &'a str,
+    trace_state: Text<'a>,
     dropped: u32,
     flags: u32,
 }
@@ -154,7 +154,7 @@ pub fn encode(mut request: Request) -> Result<Encoded, Refusal> {
                 return Ok(());
             }
             let looks_unsampled = span.flags & SAMPLED == 0 && span.status_code != ERROR;
-            if threshold > 0 && looks_unsampled && is_shed(span.trace_id, span.trace_state, threshold) {
+            if threshold > 0 && looks_unsampled && is_shed(span.trace_id, span.trace_state.as_str(), threshold) {
                 if let Some(shed) = request.shed.get_mut(SPAN) {
                     *shed += 1;
                 }

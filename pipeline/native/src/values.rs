@@ -7,9 +7,12 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::avro;
 use crate::request::{Refusal, Rules};
-use crate::wire::{DEPTH, Fault, Fields, MAX_VALUE_BYTES, Wire, inside, text};
+use crate::wire::{DEPTH, Fault, Fields, MAX_VALUE_BYTES, Text, Wire, inside, text};
 
 const CUT: &str = "…[cut]"; // ends a key or text that was cut
+const KEY: u8 = 0x0A; // tags of LENGTH: field 1 of a KeyValue,
+const VALUE: u8 = 0x12; // its field 2,
+const TEXT: u8 = 0x0A; // and field 1 of an AnyValue
 const TOO_DEEP: &str = "…[too deep]"; // stands in for a value nested deeper than max_depth
 
 /// An AnyValue; a text, bytes and keys lie in what was sent.
@@ -17,13 +20,13 @@ const TOO_DEEP: &str = "…[too deep]"; // stands in for a value nested deeper t
 pub enum Any<'a> {
     #[default]
     Nothing,
-    Text(&'a str),
+    Text(Text<'a>),
     Bool(bool),
     Int(i64),
     Double(f64),
     Bytes(&'a [u8]),
     Array(Vec<Any<'a>>),
-    Map(Vec<(&'a str, Any<'a>)>),
+    Map(Vec<(Text<'a>, Any<'a>)>),
 }
 
 impl<'a> Any<'a> {
@@ -76,10 +79,24 @@ impl<'a> Any<'a> {
     }
 }
 
+/// The key and the text of a KeyValue as nearly every one is sent: just these, in this order, each short.
+#[inline]
+fn short_text(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&[KEY, key_size @ ..0x80], rest) = data.split_first_chunk()? else { return None };
+    let (key, rest) = rest.split_at_checked(key_size as usize)?;
+    let (&[VALUE, value_size @ ..0x80, TEXT, text_size], text) = rest.split_first_chunk()? else { return None };
+    (value_size as usize == text.len() + 2 && text_size as usize == text.len()).then_some((key, text))
+}
+
 /// A KeyValue.
 #[inline]
-pub fn key_value(data: &[u8], depth: usize) -> Result<(&str, Any<'_>), Fault> {
-    let (mut key, mut value) = ("", Any::Nothing);
+pub fn key_value(data: &[u8], depth: usize) -> Result<(Text<'_>, Any<'_>), Fault> {
+    if let Some((key, value)) = short_text(data)
+        && depth > 0
+    {
+        return Ok((text(key)?, Any::Text(text(value)?)));
+    }
+    let (mut key, mut value) = (Text::default(), Any::Nothing);
     let mut fields = Fields::new(data, depth);
     while let Some(field) = fields.next()? {
         match field {
@@ -286,7 +303,7 @@ impl Tree<'_> {
         self.left -= 1;
         match value {
             Any::Nothing => self.out.extend_from_slice(b"null"),
-            Any::Text(text) => self.string(text, true),
+            Any::Text(text) => self.string(text.as_str(), true),
             Any::Bool(true) => self.out.extend_from_slice(b"true"),
             Any::Bool(false) => self.out.extend_from_slice(b"false"),
             Any::Int(n) => self.out.extend_from_slice(itoa::Buffer::new().format(*n).as_bytes()),
@@ -310,7 +327,7 @@ impl Tree<'_> {
         }
     }
 
-    fn map(&mut self, items: &[(&str, Any)], depth: usize) {
+    fn map(&mut self, items: &[(Text, Any)], depth: usize) {
         let mut sorted: Vec<_> = items.iter().rev().collect();
         sorted.sort_by_key(|(key, _)| *key);
         sorted.dedup_by_key(|(key, _)| *key);
@@ -319,6 +336,7 @@ impl Tree<'_> {
             if self.left < 0 {
                 break;
             }
+            let key = key.as_str();
             self.left -= key.chars().count() as i64;
             if n > 0 {
                 self.out.push(b',');
