@@ -8,7 +8,8 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import IllegalStateError, KafkaConnectionError
 
 FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
-BUSY_WAIT_MS, IDLE_WAIT_MS = 30, 100  # that a broker may wait for what it is asked for
+IDLE_WAIT_MS, MOST_WAIT_MS = 100, 250  # that a broker may wait for what it is asked for
+GATHERED_OF_BATCH = 1 / 8  # of the time that a batch may wait
 BUSY_S = 1.0  # after the last that came
 NAP_S = 0.02
 
@@ -62,17 +63,19 @@ def leave_messages_out_of_gaps(consumer: Any) -> None:
     consumer._add_gap = before
 
 
-def shorten_waits(consumer: Any) -> None:
+def shorten_waits(consumer: Any, batch_within_s: float) -> None:
     """Idle partitions are not waited for while busy ones are held back, or our buffers run dry.
 
     Faust's consumer sleeps a whole second where all are held back, and waits that long for the idle ones where some
     are. A broker is asked one thing at a time, and while what came of busy partitions is being read, for idle ones
     alone: it would answer after 1.5 s. What comes first after a pause is answered at once; then the broker gathers for
-    BUSY_WAIT_MS: asked for each of 200 messages a second, it and the writers take twice the CPU.
+    a part of the time that a batch may wait: asked for each of 200 messages a second, it and the writers take twice
+    the CPU.
     """
     sleep, getmany = consumer.sleep, consumer._getmany
     fetcher = consumer._thread._consumer._fetcher
     fetcher._fetch_max_wait_ms = IDLE_WAIT_MS
+    busy_wait_ms = min(MOST_WAIT_MS, round(batch_within_s * GATHERED_OF_BATCH * 1000))
     busy_until_s = 0.0
 
     async def nap(seconds: float) -> None:
@@ -86,7 +89,7 @@ def shorten_waits(consumer: Any) -> None:
         if held_back or found:
             busy_until_s = now_s + BUSY_S
         busy = now_s < busy_until_s
-        fetcher._fetch_max_wait_ms = BUSY_WAIT_MS if busy else IDLE_WAIT_MS
+        fetcher._fetch_max_wait_ms = busy_wait_ms if busy else IDLE_WAIT_MS
         fetcher._fetch_min_bytes = FETCH_BYTES if busy else 1
         return found
 

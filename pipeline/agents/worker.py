@@ -271,7 +271,7 @@ class _Agents:
         @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
             if not self._assignments:
-                consumers.shorten_waits(app.consumer)
+                consumers.shorten_waits(app.consumer, self._own.batch_within_s)
                 consumers.go_back_to_0(app.consumer)
                 consumers.leave_messages_out_of_gaps(app.consumer)
                 self._watch_offsets(app.consumer)
