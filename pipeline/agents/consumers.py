@@ -8,7 +8,8 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import IllegalStateError, KafkaConnectionError
 
 FETCH_BYTES = 256 * 1024  # a partition, compressed: five times that in memory
-IDLE_WAIT_MS, MOST_WAIT_MS = 100, 250  # that a broker may wait for what it is asked for
+IDLE_WAIT_MS = 100  # that a broker may wait for what it is asked for;
+LEAST_WAIT_MS, MOST_WAIT_MS = 10, 250  # while much comes, within these
 GATHERED_OF_BATCH = 1 / 8  # of the time that a batch may wait
 BUSY_S = 1.0  # after the last that came
 NAP_S = 0.02
@@ -75,7 +76,7 @@ def shorten_waits(consumer: Any, batch_within_s: float) -> None:
     sleep, getmany = consumer.sleep, consumer._getmany
     fetcher = consumer._thread._consumer._fetcher
     fetcher._fetch_max_wait_ms = IDLE_WAIT_MS
-    busy_wait_ms = min(MOST_WAIT_MS, round(batch_within_s * GATHERED_OF_BATCH * 1000))
+    busy_wait_ms = min(MOST_WAIT_MS, max(LEAST_WAIT_MS, round(batch_within_s * GATHERED_OF_BATCH * 1000)))
     busy_until_s = 0.0
 
     async def nap(seconds: float) -> None:

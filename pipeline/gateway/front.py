@@ -7,6 +7,7 @@ all that is done with them; what is not ordinary keeps aiohttp's care.
 
 import asyncio
 import email.utils
+import functools
 import http
 import random
 import re
@@ -267,13 +268,18 @@ def _ordinary(lines: bytes) -> Headers | None:
     return headers
 
 
+@functools.lru_cache(1)
+def _date(seconds: int) -> str:
+    return email.utils.formatdate(seconds, usegmt=True)
+
+
 def _written(answer: Answer, last: bool) -> bytes:
     body = answer.message.SerializeToString()
     lines = [
         f"HTTP/1.1 {answer.http_status} {http.HTTPStatus(answer.http_status).phrase}",
         f"Content-Type: {PROTOBUF.decode()}",
         f"Content-Length: {len(body)}",
-        f"Date: {email.utils.formatdate(usegmt=True)}",
+        f"Date: {_date(int(time.time()))}",
     ]
     if answer.retry_after_s is not None:
         lines.append(f"Retry-After: {answer.retry_after}")
