@@ -48,8 +48,9 @@ def encode(signal: Signal, body: bytes, origin: Origin, *, partitions: int, rule
             raise _malformed(name, str(error)) from None
         except extension.TooMany as error:
             raise rules.too_many(str(error)) from None
-        groups, refused, shed, cut, untimed = found
-        return Encoded([Group(*group) for group in groups], Counter(**dict(refused)), Counter(**dict(shed)), cut, untimed)
+        rows, refused, shed, cut, untimed = found
+        groups = [Group(*row) for row in rows]
+        return Encoded(groups, Counter(**dict(refused)), Counter(**dict(shed)), cut, untimed)
     try:
         return encode_signal(Request(body, origin, signal=signal, partitions=partitions, rules=rules))
     except DecodeError as error:
