@@ -3,6 +3,7 @@
 With CI set a part that cannot start fails its tests; elsewhere they skip and say what brings it.
 """
 
+import itertools
 import os
 import pathlib
 import random
@@ -33,7 +34,11 @@ from pipeline.settings import (
 )
 from tests.parts import timescale as timescale_part
 
-PORTS = range(20_000, 32_000, 2)  # below those that the kernel gives to clients
+# Below those that the kernel gives to clients; no two of the workers that share the tests have one in common.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = range(20_000 + 2 * WORKER, 32_000, 2 * WORKERS)
+SHUFFLED = itertools.cycle(random.SystemRandom().sample(PORTS, len(PORTS)))
 
 
 def pytest_configure() -> None:
@@ -51,9 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago, each followed by a free one; no client is given one of them."""
+    """Ports that nobody listened on a moment ago, each followed by a free one; no client is given one of them, and
+    nobody here the same again while there are others: what is to listen on it may not have begun, or be away."""
     found: list[int] = []
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+    for port in SHUFFLED:
         with socket.socket() as probe, socket.socket() as next_probe:
             try:
                 probe.bind(("127.0.0.1", port))
