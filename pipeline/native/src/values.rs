@@ -10,10 +10,10 @@ use crate::request::{Refusal, Rules};
 use crate::wire::{DEPTH, Fault, Fields, MAX_VALUE_BYTES, Text, Wire, inside, text};
 
 const CUT: &str = "…[cut]"; // ends a key or text that was cut
+const TOO_DEEP: &str = "…[too deep]"; // stands in for a value nested deeper than max_depth
 const KEY: u8 = 0x0A; // tags of LENGTH: field 1 of a KeyValue,
 const VALUE: u8 = 0x12; // its field 2,
 const TEXT: u8 = 0x0A; // and field 1 of an AnyValue
-const TOO_DEEP: &str = "…[too deep]"; // stands in for a value nested deeper than max_depth
 
 /// An AnyValue; a text, bytes and keys lie in what was sent.
 #[derive(Default)]
