@@ -40,6 +40,7 @@ AT_ONCE = 100
 # librdkafka would hold 64 MB of every partition, and unpack 50 MB of compressed messages at once
 FETCHED_KBYTES = 4096
 FETCH_BYTES = 4 * 1024 * 1024
+FULL_FOR_MS = 2  # then it looks whether there is room for more; its own second would make that 4 MB a second
 
 
 class Message(NamedTuple):
@@ -145,6 +146,7 @@ class Reader:
                 "check.crcs": True,
                 "queued.max.messages.kbytes": FETCHED_KBYTES,
                 "fetch.max.bytes": FETCH_BYTES,
+                "fetch.queue.backoff.ms": FULL_FOR_MS,
                 "log_level": 0,
             }
         )
