@@ -7,18 +7,22 @@ import threading
 import time
 from collections.abc import Callable
 
+from psycopg import sql
+
 from pipeline import clickhouse
 from pipeline.settings import Settings
 from pipeline.timescale import connection
 
 SERVICE = "freshness-probe"
-METRIC = "probe.number"
+METRIC = "probe.number"  # in milliseconds since 1970, or soon after: it counts on from when it began
 EVERY_S = 0.5
 LOOK_EVERY_S = 0.1  # what a measured age can be too high by, beside the query itself
 SEND_WITHIN_S = 60.0
 
-LOGS_SEEN = "SELECT toInt64(attributes['probe.number']) FROM logs WHERE service = 'freshness-probe'"
-POINTS_SEEN = "SELECT value::bigint FROM metrics WHERE metric_name = 'probe.number'"
+LOGS_SEEN = (
+    "SELECT toInt64(attributes['probe.number']) AS number FROM logs WHERE service = 'freshness-probe' AND number > {}"
+)
+POINTS_SEEN = "SELECT value::bigint FROM metrics WHERE metric_name = 'probe.number' AND value > {}"
 
 
 class Probes:
@@ -29,6 +33,7 @@ class Probes:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._first = time.time_ns() // 1_000_000  # above all that were sent by others before
         self._sent_at: dict[str, dict[int, float]] = {"clickhouse": {}, "postgres": {}}
         self._stop_sending = threading.Event()
         self._stop_looking = threading.Event()
@@ -62,7 +67,7 @@ class Probes:
         return {store: len(sent) for store, sent in self._sent_at.items()}
 
     def _send(self) -> None:
-        number = 0
+        number = self._first
         while not self._stop_sending.wait(EVERY_S):
             number += 1
             for signal, store, request in (
@@ -114,11 +119,12 @@ class Probes:
 
     def _logs_seen(self) -> Callable[[], set[int]]:
         client = clickhouse.connect(self._settings.clickhouse)
-        return lambda: {row[0] for row in client.query(LOGS_SEEN).result_rows}
+        return lambda: {row[0] for row in client.query(LOGS_SEEN.format(self._first)).result_rows}
 
     def _points_seen(self) -> Callable[[], set[int]]:
         postgres = connection.connect(self._settings.postgres)
-        return lambda: {row[0] for row in postgres.execute(POINTS_SEEN).fetchall()}
+        points = sql.SQL(POINTS_SEEN).format(self._first)
+        return lambda: {row[0] for row in postgres.execute(points).fetchall()}
 
 
 def percentile(values: list[float], percent: int) -> float | None:
