@@ -1,0 +1,520 @@
+"""A server's side of HTTP/2 (RFC 9113), as much of it as gRPC asks for; headers are read by the hpack library.
+
+By hand, since the h2 library takes longer over a request than all that is done with the 100 log records in it. Plain
+DATA goes to its stream as it comes, everything else in whole frames. What breaks the rules ends the connection with a
+GOAWAY that says which, as 5.4.1 allows.
+"""
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from hpack import Decoder, HPACKError
+
+from pipeline.gateway import tls
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FRAME = struct.Struct(">BHBBI")  # of a frame's head: 24 bits of length, type, flags, stream
+WORD = struct.Struct(">I")
+SETTING = struct.Struct(">HI")
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+OF_THE_CONNECTION = {SETTINGS, PING, GOAWAY}
+SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+END_STREAM = ACK = 1
+END_HEADERS, PADDED, WITH_PRIORITY = 4, 8, 32
+NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = 0, 1, 3, 5, 6
+REFUSED_STREAM, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 7, 9, 11
+ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 2, 3, 4, 5, 6
+
+FIRST_WINDOW_BYTES = 65_535  # of streams and connections, until somebody says otherwise
+FIRST_FRAME_BYTES = 16_384  # the least that a client may say it takes, and we never need more
+MAX_WINDOW_BYTES = LAST_STREAM = (1 << 31) - 1
+WINDOW_BYTES = 64 * 1024  # of a stream that nobody admitted yet; smaller messages never wait for a window
+CONNECTION_WINDOW_BYTES = 1 << 30  # streams have their own
+FRAME_BYTES = 64 * 1024
+PIECE_BYTES = 1024  # smaller ones are put together: who sends many holds what he sends
+LEAD_BYTES = 5  # gRPC's prefix of a message, kept apart from what follows it
+STREAMS = 128  # of a connection, at a time
+MAX_HEADER_BYTES = 16 * 1024
+MAX_RESETS = 1000  # of streams, by one connection
+GOODBYE_S = 1.0  # for the client to hear it
+LEAVE_WITHIN_S = 30.0  # for answers under way
+
+NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+NO_VALUE = re.compile(rb"[\0\r\n]")
+PSEUDO = {b":method", b":scheme", b":path", b":authority"}
+HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
+Headers = dict[bytes, bytes]
+
+
+class _Violation(Exception):
+    """What a client may not do, by the code that says so."""
+
+    def __init__(self, code: int, says: str) -> None:
+        super().__init__(says)
+        self.code = code
+
+
+class Connection(asyncio.Protocol):
+    """One client; `serve` answers each of its requests, in a task that is cancelled when the client wants no answer.
+
+    The connection is one of `connections` while it lasts; after `lasts_s` the client is asked to open another.
+    """
+
+    def __init__(
+        self,
+        serve: "Callable[[Stream, Headers], Awaitable[None]]",
+        connections: "set[Connection]",
+        lasts_s: float,
+    ) -> None:
+        self._serve = serve
+        self._connections = connections
+        self._lasts_s = lasts_s
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Decoder(MAX_HEADER_BYTES)
+        self._streams: dict[int, Stream] = {}
+        self._last = 0  # stream that the client has opened
+        self._rest = b""  # what has arrived and is no whole frame yet
+        self._greeted = self._settled = False
+        self._data_under_way = False  # a frame of DATA:
+        self._data_left = 0  # so many bytes of it to come,
+        self._data_ends = False  # whether it is the last,
+        self._data_to: Stream | None = None  # and whose it is, if anybody still wants it
+        self._block = bytearray()  # of headers, which nothing may come between,
+        self._block_of = 0  # so long as this stream's is under way,
+        self._block_frames = 0
+        self._block_ends = False  # and whether it is all that comes
+        self._consumed = 0  # bytes of DATA for which the client's window was not opened again
+        self._resets = 0
+        self._leaving = False
+        self.window = FIRST_WINDOW_BYTES  # for our answers
+        self._stream_window = FIRST_WINDOW_BYTES
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport: asyncio.Transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.certificate = tls.names(transport.get_extra_info("peercert"))
+        settings = {
+            MAX_CONCURRENT_STREAMS: STREAMS,
+            INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+            MAX_FRAME_SIZE: FRAME_BYTES,
+            MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
+        }
+        self.write(
+            frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*each) for each in settings.items()))
+            + frame(WINDOW_UPDATE, 0, 0, WORD.pack(CONNECTION_WINDOW_BYTES - FIRST_WINDOW_BYTES))
+        )
+        self._connections.add(self)
+        self._age = self._loop.call_later(self._lasts_s, self.leave)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._age.cancel()
+        self._connections.discard(self)
+        for stream in self._streams.values():
+            stream.task.cancel()
+
+    def pause_writing(self) -> None:
+        """A client that does not read our answers is not read either."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        if self._rest:
+            data = self._rest + data
+        try:
+            self._rest = data[self._take(data) :]
+        except _Violation as error:
+            self._end(error.code, str(error))
+        except HPACKError:
+            self._end(COMPRESSION_ERROR, "these headers cannot be read, or are too long")
+
+    def leave(self) -> None:
+        """Ask the client to open another connection; what it sends until it has heard that is still answered."""
+        self._say_goodbye(LAST_STREAM)
+        self._loop.call_later(GOODBYE_S, self._leave)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _leave(self) -> None:
+        """Take no more, and close when all is answered."""
+        self._say_goodbye(self._last)
+        self._loop.call_later(LEAVE_WITHIN_S, self.close)
+        self._take_no_more()
+
+    def _take_no_more(self) -> None:
+        self._leaving = True
+        if not self._streams:
+            self.close()
+
+    def _say_goodbye(self, last_stream: int, code: int = NO_ERROR, why: str = "") -> None:
+        self.write(frame(GOAWAY, 0, 0, WORD.pack(last_stream) + WORD.pack(code) + why.encode()))
+
+    def _end(self, code: int, why: str) -> None:
+        self._say_goodbye(self._last, code, why)
+        self.close()
+
+    def _take(self, data: bytes) -> int:
+        """Read frames; return how much of `data` is done with."""
+        view, place = memoryview(data), 0
+        if not self._greeted:
+            if not PREFACE.startswith(data[: len(PREFACE)]):
+                raise _Violation(PROTOCOL_ERROR, "this is not HTTP/2")
+            if len(data) < len(PREFACE):
+                return 0
+            self._greeted, place = True, len(PREFACE)
+        while True:
+            if self._data_under_way:
+                place += self._pass_on(view[place:])
+                if self._data_under_way:
+                    return place
+            start = place + FRAME.size
+            if len(data) < start:
+                return place
+            high, low, kind, flags, stream_id = FRAME.unpack_from(data, place)
+            stream_id &= LAST_STREAM
+            size = high << 16 | low
+            self._may_come(kind, stream_id, size)
+            if kind == DATA and not flags & PADDED:
+                self._begin_data(stream_id, size, flags)
+                place = start
+                continue
+            if len(data) < start + size:
+                return place
+            place = start + size
+            self._on(kind, flags, stream_id, data[start:place])
+
+    def _may_come(self, kind: int, stream_id: int, size: int) -> None:
+        """Raise _Violation where such a frame may not come now."""
+        if size > FRAME_BYTES:
+            raise _Violation(FRAME_SIZE_ERROR, f"a frame of {size} bytes, where {FRAME_BYTES} are the most")
+        if SIZES.get(kind, size) != size:
+            raise _Violation(FRAME_SIZE_ERROR, f"a frame of type {kind} has {SIZES[kind]} bytes")
+        if not self._settled and kind != SETTINGS:
+            raise _Violation(PROTOCOL_ERROR, "SETTINGS come first")
+        if stream_id and kind in OF_THE_CONNECTION:
+            raise _Violation(PROTOCOL_ERROR, f"a frame of type {kind} is of no stream")
+        if (kind == CONTINUATION or self._block_of) and (kind != CONTINUATION or stream_id != self._block_of):
+            raise _Violation(PROTOCOL_ERROR, "a header block is one piece")
+
+    def _on(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """A whole frame."""
+        if kind == HEADERS:
+            self._block_of = self._a_stream(stream_id)
+            self._block_ends, self._block_frames = bool(flags & END_STREAM), 0
+            self._block = bytearray(_without_priority(_unpadded(payload, flags), flags))
+            self._add_headers(b"", flags)
+        elif kind == CONTINUATION:
+            self._add_headers(payload, flags)
+        elif kind == DATA:
+            content = _unpadded(payload, flags)
+            self._begin_data(stream_id, len(content), flags)
+            if self._data_to is not None:
+                self._data_to.use(len(payload) - len(content))
+            self._consume(len(payload) - len(content))
+            self._pass_on(memoryview(content))
+        elif kind == WINDOW_UPDATE:
+            self._move_window(stream_id, WORD.unpack(payload)[0] & MAX_WINDOW_BYTES)
+        elif kind == RST_STREAM:
+            self._was_opened(stream_id)
+            self._forget(stream_id)
+        elif kind == SETTINGS:
+            self._settle(flags, payload)
+        elif kind == PING:
+            if not flags & ACK:
+                self.write(frame(PING, ACK, 0, payload))
+        elif kind == GOAWAY:
+            self._take_no_more()
+        elif kind == PRIORITY:
+            self._a_stream(stream_id)
+        elif kind == PUSH_PROMISE:
+            raise _Violation(PROTOCOL_ERROR, "clients do not push")
+
+    def _begin_data(self, stream_id: int, size: int, flags: int) -> None:
+        self._was_opened(stream_id)
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.ended:
+            raise _Violation(STREAM_CLOSED, f"DATA behind the end of stream {stream_id}")
+        self._data_under_way, self._data_to = True, stream
+        self._data_left, self._data_ends = size, bool(flags & END_STREAM)
+
+    def _pass_on(self, data: memoryview) -> int:
+        """Feed a stream what has arrived of its frame under way; return how much that is."""
+        size = min(self._data_left, len(data))
+        stream = self._data_to
+        if stream is not None:
+            stream.use(size)
+            stream.feed(data[:size])
+        self._consume(size)
+        self._data_left -= size
+        if not self._data_left:
+            self._data_under_way, self._data_to = False, None
+            if stream is not None and self._data_ends:
+                stream.end()
+        return size
+
+    def _consume(self, size: int) -> None:
+        self._consumed += size
+        if self._consumed >= CONNECTION_WINDOW_BYTES // 2:
+            self.write(frame(WINDOW_UPDATE, 0, 0, WORD.pack(self._consumed)))
+            self._consumed = 0
+
+    def _add_headers(self, piece: bytes, flags: int) -> None:
+        self._block += piece
+        self._block_frames += 1
+        if len(self._block) + self._block_frames * FRAME.size > MAX_HEADER_BYTES:
+            raise _Violation(ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BYTES} bytes")
+        if flags & END_HEADERS:
+            stream_id, self._block_of = self._block_of, 0
+            self._headers(stream_id, self._decoder.decode(bytes(self._block), raw=True))
+
+    def _headers(self, stream_id: int, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            if stream.ended:
+                raise _Violation(STREAM_CLOSED, f"headers behind the end of stream {stream_id}")
+            if not self._block_ends:
+                raise _Violation(PROTOCOL_ERROR, f"trailers do not end stream {stream_id}")
+            stream.end()
+        elif stream_id > self._last:
+            self._last = stream_id
+            headers = _request(fields)
+            if self._leaving or len(self._streams) >= STREAMS:
+                self.write(frame(RST_STREAM, 0, stream_id, WORD.pack(REFUSED_STREAM)))
+            else:
+                self._begin(Stream(self, stream_id, self._stream_window, headers), headers)
+
+    def _begin(self, stream: "Stream", headers: Headers) -> None:
+        self._streams[stream.id] = stream
+        stream.task = self._loop.create_task(self._answered(stream, headers))
+        if self._block_ends:
+            stream.end()
+
+    async def _answered(self, stream: "Stream", headers: Headers) -> None:
+        try:
+            await self._serve(stream, headers)
+        finally:
+            self._streams.pop(stream.id, None)
+            stream.drop()
+            if self._leaving and not self._streams:
+                self.close()
+
+    def _forget(self, stream_id: int) -> None:
+        """The client wants no answer."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is None:
+            return
+        stream.drop()
+        stream.task.cancel()
+        self._resets += 1
+        if self._resets > MAX_RESETS:
+            raise _Violation(ENHANCE_YOUR_CALM, f"more than {MAX_RESETS} streams were reset")
+        if self._leaving and not self._streams:
+            self.close()
+
+    def _settle(self, flags: int, payload: bytes) -> None:
+        if len(payload) % SETTING.size or (flags & ACK and payload):
+            raise _Violation(FRAME_SIZE_ERROR, "these are no SETTINGS")
+        if flags & ACK:
+            return
+        self._settled = True
+        for setting, value in SETTING.iter_unpack(payload):
+            if setting == INITIAL_WINDOW_SIZE:
+                if value > MAX_WINDOW_BYTES:
+                    raise _Violation(FLOW_CONTROL_ERROR, f"a window of {value} bytes")
+                for stream in self._streams.values():
+                    stream.move(value - self._stream_window)
+                self._stream_window = value
+            elif (setting == ENABLE_PUSH and value > 1) or (
+                setting == MAX_FRAME_SIZE and not FIRST_FRAME_BYTES <= value < 1 << 24
+            ):
+                raise _Violation(PROTOCOL_ERROR, f"setting {setting} cannot be {value}")
+        self.write(frame(SETTINGS, ACK, 0, b""))
+
+    def _move_window(self, stream_id: int, size: int) -> None:
+        if not size:
+            raise _Violation(PROTOCOL_ERROR, "a window that opens by nothing")
+        if not stream_id:
+            self.window = _opened(self.window, size)
+            for stream in self._streams.values():
+                stream.move(0)
+            return
+        self._was_opened(stream_id)
+        if stream_id in self._streams:
+            self._streams[stream_id].move(size)
+
+    def _was_opened(self, stream_id: int) -> None:
+        if self._a_stream(stream_id) > self._last:
+            raise _Violation(PROTOCOL_ERROR, f"stream {stream_id} has not begun")
+
+    def _a_stream(self, stream_id: int) -> int:
+        if not stream_id % 2:
+            raise _Violation(PROTOCOL_ERROR, f"a client has no stream {stream_id}")
+        return stream_id
+
+
+class Stream:
+    """One request: what has arrived of it, and its answer."""
+
+    task: "asyncio.Task[None]"
+
+    def __init__(self, connection: Connection, stream_id: int, window: int, headers: Headers) -> None:
+        self.id = stream_id
+        self.lead = b""  # the first LEAD_BYTES
+        self.size = 0  # of what has arrived behind them
+        self.ended = False  # nothing more comes
+        self.certificate = connection.certificate
+        self._connection = connection
+        self._said = headers.get(b"content-length")
+        self._window = window  # for our answer
+        self._allowed = WINDOW_BYTES  # to come
+        self._dropped = False
+        self._pieces: list[bytes | bytearray] = []
+        self._reached: Callable[[], bool] = bool
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def arrived(self, size: int) -> None:
+        """Return when `size` bytes have arrived behind the lead, or all that comes."""
+        await self._until(lambda: self.ended or (self.size >= size and len(self.lead) == LEAD_BYTES))
+
+    def taken(self) -> bytes:
+        """What has arrived behind the lead, which is not kept here any more."""
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        return taken
+
+    def allow(self, size: int) -> None:
+        """Let `size` more bytes come."""
+        if not self.ended:
+            self._allowed += size
+            self._connection.write(frame(WINDOW_UPDATE, 0, self.id, WORD.pack(size)))
+
+    async def answer(self, block: bytes, data: bytes = b"", trailers: bytes = b"") -> None:
+        """Send a whole answer when the client's windows have room for `data`; the headers in HPACK without a table."""
+        connection = self._connection
+        if data:
+            await self._until(lambda: min(self._window, connection.window) >= len(data))
+            self._window -= len(data)
+            connection.window -= len(data)
+            frames = [*_block(self.id, block, 0), frame(DATA, 0, self.id, data), *_block(self.id, trailers, END_STREAM)]
+        else:
+            frames = _block(self.id, block, END_STREAM)
+        if not self.ended:
+            frames.append(frame(RST_STREAM, 0, self.id, WORD.pack(NO_ERROR)))  # the rest need not be sent
+        connection.write(b"".join(frames))
+
+    def use(self, size: int) -> None:
+        """`size` bytes of its window are used up."""
+        self._allowed -= size
+        if self._allowed < 0:
+            raise _Violation(FLOW_CONTROL_ERROR, f"stream {self.id} sends more than its window")
+
+    def feed(self, data: memoryview) -> None:
+        """What has arrived."""
+        if self._dropped:
+            return
+        missing = LEAD_BYTES - len(self.lead)
+        if missing:
+            self.lead += data[:missing]
+            data = data[missing:]
+        self.size += len(data)
+        if len(data) >= PIECE_BYTES:
+            self._pieces.append(bytes(data))
+        elif self._pieces and isinstance(last := self._pieces[-1], bytearray):
+            last += data
+        else:
+            self._pieces.append(bytearray(data))
+        self._look()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        if self._said is not None and not self._dropped and self._said != b"%d" % (len(self.lead) + self.size):
+            raise _Violation(PROTOCOL_ERROR, f"stream {self.id} is not as long as its content-length says")
+        self.ended = True
+        self._look()
+
+    def move(self, size: int) -> None:
+        """The client's window for our answer, or for all of them, opens by `size`."""
+        self._window = _opened(self._window, size)
+        self._look()
+
+    def drop(self) -> None:
+        """Nobody reads it any more."""
+        self._dropped = True
+        self._pieces.clear()
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            self._reached = reached
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def _look(self) -> None:
+        if self._waiter is not None and not self._waiter.done() and self._reached():
+            self._waiter.set_result(None)
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    """One frame, with its head."""
+    size = len(payload)
+    return FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, stream_id) + payload
+
+
+def _block(stream_id: int, block: bytes, flags: int) -> list[bytes]:
+    """HEADERS, and CONTINUATION where they are long."""
+    frames, kind = [], HEADERS
+    while len(block) > FIRST_FRAME_BYTES:
+        frames.append(frame(kind, flags, stream_id, block[:FIRST_FRAME_BYTES]))
+        block, kind, flags = block[FIRST_FRAME_BYTES:], CONTINUATION, 0
+    return [*frames, frame(kind, flags | END_HEADERS, stream_id, block)]
+
+
+def _unpadded(payload: bytes, flags: int) -> bytes:
+    if not flags & PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise _Violation(PROTOCOL_ERROR, "more padding than there is frame")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def _without_priority(payload: bytes, flags: int) -> bytes:
+    if not flags & WITH_PRIORITY:
+        return payload
+    if len(payload) < SIZES[PRIORITY]:
+        raise _Violation(FRAME_SIZE_ERROR, "headers without the priority that they announce")
+    return payload[SIZES[PRIORITY] :]
+
+
+def _opened(window: int, size: int) -> int:
+    if window + size > MAX_WINDOW_BYTES:
+        raise _Violation(FLOW_CONTROL_ERROR, f"a window of {window + size} bytes")
+    return window + size
+
+
+def _request(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """A request's headers, the last of those of one name; what they may not be is in 8.2 and 8.3."""
+    headers: Headers = {}
+    regular = False
+    for name, value in fields:
+        if name.startswith(b":"):
+            wrong = regular or name not in PSEUDO or name in headers
+        else:
+            regular = True
+            wrong = name in HOP_BY_HOP or (name == b"te" and value != b"trailers") or not NAME.fullmatch(name)
+        if wrong or NO_VALUE.search(value):
+            raise _Violation(PROTOCOL_ERROR, "a header that no request may have")
+        headers[name] = value
+    if not headers.get(b":path") or b":method" not in headers or b":scheme" not in headers:
+        raise _Violation(PROTOCOL_ERROR, "a request without :method, :scheme or :path")
+    return headers
