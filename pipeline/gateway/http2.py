@@ -6,32 +6,33 @@ GOAWAY that says which, as 5.4.1 allows.
 """
 
 import asyncio
-import re
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from hpack import Decoder, HPACKError
 
-from pipeline.gateway import tls
+from pipeline.gateway import frames, tls
+from pipeline.gateway.frames import (
+    FIRST_FRAME_BYTES,
+    FIRST_WINDOW_BYTES,
+    FRAME,
+    LAST_STREAM,
+    MAX_WINDOW_BYTES,
+    OF_THE_CONNECTION,
+    PREFACE,
+    SETTING,
+    SIZES,
+    WORD,
+    Code,
+    Flag,
+    Headers,
+    Kind,
+    Setting,
+    Violation,
+    frame,
+)
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FRAME = struct.Struct(">BHBBI")  # of a frame's head: 24 bits of length, type, flags, stream
-WORD = struct.Struct(">I")
-SETTING = struct.Struct(">HI")
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-OF_THE_CONNECTION = {SETTINGS, PING, GOAWAY}
-SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
-END_STREAM = ACK = 1
-END_HEADERS, PADDED, WITH_PRIORITY = 4, 8, 32
-NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = 0, 1, 3, 5, 6
-REFUSED_STREAM, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 7, 9, 11
-ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 2, 3, 4, 5, 6
-
-FIRST_WINDOW_BYTES = 65_535  # of streams and connections, until somebody says otherwise
-FIRST_FRAME_BYTES = 16_384  # the least that a client may say it takes, and we never need more
-MAX_WINDOW_BYTES = LAST_STREAM = (1 << 31) - 1
 WINDOW_BYTES = 64 * 1024  # of a stream that nobody admitted yet; smaller messages never wait for a window
 CONNECTION_WINDOW_BYTES = 1 << 30  # streams have their own
 FRAME_BYTES = 64 * 1024
@@ -42,20 +43,6 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_RESETS = 1000  # of streams, by one connection
 GOODBYE_S = 1.0  # for the client to hear it
 LEAVE_WITHIN_S = 30.0  # for answers under way
-
-NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-NO_VALUE = re.compile(rb"[\0\r\n]")
-PSEUDO = {b":method", b":scheme", b":path", b":authority"}
-HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
-Headers = dict[bytes, bytes]
-
-
-class _Violation(Exception):
-    """What a client may not do, by the code that says so."""
-
-    def __init__(self, code: int, says: str) -> None:
-        super().__init__(says)
-        self.code = code
 
 
 class Connection(asyncio.Protocol):
@@ -98,14 +85,14 @@ class Connection(asyncio.Protocol):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.certificate = tls.names(transport.get_extra_info("peercert"))
         settings = {
-            MAX_CONCURRENT_STREAMS: STREAMS,
-            INITIAL_WINDOW_SIZE: WINDOW_BYTES,
-            MAX_FRAME_SIZE: FRAME_BYTES,
-            MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
+            Setting.MAX_CONCURRENT_STREAMS: STREAMS,
+            Setting.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+            Setting.MAX_FRAME_SIZE: FRAME_BYTES,
+            Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
         }
         self.write(
-            frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*each) for each in settings.items()))
-            + frame(WINDOW_UPDATE, 0, 0, WORD.pack(CONNECTION_WINDOW_BYTES - FIRST_WINDOW_BYTES))
+            frame(Kind.SETTINGS, 0, 0, b"".join(SETTING.pack(*each) for each in settings.items()))
+            + frame(Kind.WINDOW_UPDATE, 0, 0, WORD.pack(CONNECTION_WINDOW_BYTES - FIRST_WINDOW_BYTES))
         )
         self._connections.add(self)
         self._age = self._loop.call_later(self._lasts_s, self.leave)
@@ -130,10 +117,10 @@ class Connection(asyncio.Protocol):
             data = self._rest + data
         try:
             self._rest = data[self._take(data) :]
-        except _Violation as error:
+        except Violation as error:
             self._end(error.code, str(error))
         except HPACKError:
-            self._end(COMPRESSION_ERROR, "these headers cannot be read, or are too long")
+            self._end(Code.COMPRESSION_ERROR, "these headers cannot be read, or are too long")
 
     def leave(self) -> None:
         """Ask the client to open another connection; what it sends until it has heard that is still answered."""
@@ -158,8 +145,8 @@ class Connection(asyncio.Protocol):
         if not self._streams:
             self.close()
 
-    def _say_goodbye(self, last_stream: int, code: int = NO_ERROR, why: str = "") -> None:
-        self.write(frame(GOAWAY, 0, 0, WORD.pack(last_stream) + WORD.pack(code) + why.encode()))
+    def _say_goodbye(self, last_stream: int, code: int = Code.NO_ERROR, why: str = "") -> None:
+        self.write(frame(Kind.GOAWAY, 0, 0, WORD.pack(last_stream) + WORD.pack(code) + why.encode()))
 
     def _end(self, code: int, why: str) -> None:
         self._say_goodbye(self._last, code, why)
@@ -170,7 +157,7 @@ class Connection(asyncio.Protocol):
         view, place = memoryview(data), 0
         if not self._greeted:
             if not PREFACE.startswith(data[: len(PREFACE)]):
-                raise _Violation(PROTOCOL_ERROR, "this is not HTTP/2")
+                raise Violation(Code.PROTOCOL_ERROR, "this is not HTTP/2")
             if len(data) < len(PREFACE):
                 return 0
             self._greeted, place = True, len(PREFACE)
@@ -186,7 +173,7 @@ class Connection(asyncio.Protocol):
             stream_id &= LAST_STREAM
             size = high << 16 | low
             self._may_come(kind, stream_id, size)
-            if kind == DATA and not flags & PADDED:
+            if kind == Kind.DATA and not flags & Flag.PADDED:
                 self._begin_data(stream_id, size, flags)
                 place = start
                 continue
@@ -196,58 +183,58 @@ class Connection(asyncio.Protocol):
             self._on(kind, flags, stream_id, data[start:place])
 
     def _may_come(self, kind: int, stream_id: int, size: int) -> None:
-        """Raise _Violation where such a frame may not come now."""
+        """Raise Violation where such a frame may not come now."""
         if size > FRAME_BYTES:
-            raise _Violation(FRAME_SIZE_ERROR, f"a frame of {size} bytes, where {FRAME_BYTES} are the most")
+            raise Violation(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes, where {FRAME_BYTES} are the most")
         if SIZES.get(kind, size) != size:
-            raise _Violation(FRAME_SIZE_ERROR, f"a frame of type {kind} has {SIZES[kind]} bytes")
-        if not self._settled and kind != SETTINGS:
-            raise _Violation(PROTOCOL_ERROR, "SETTINGS come first")
+            raise Violation(Code.FRAME_SIZE_ERROR, f"a frame of type {kind} has {SIZES[kind]} bytes")
+        if not self._settled and kind != Kind.SETTINGS:
+            raise Violation(Code.PROTOCOL_ERROR, "SETTINGS come first")
         if stream_id and kind in OF_THE_CONNECTION:
-            raise _Violation(PROTOCOL_ERROR, f"a frame of type {kind} is of no stream")
-        if (kind == CONTINUATION or self._block_of) and (kind != CONTINUATION or stream_id != self._block_of):
-            raise _Violation(PROTOCOL_ERROR, "a header block is one piece")
+            raise Violation(Code.PROTOCOL_ERROR, f"a frame of type {kind} is of no stream")
+        if (kind == Kind.CONTINUATION or self._block_of) and (kind != Kind.CONTINUATION or stream_id != self._block_of):
+            raise Violation(Code.PROTOCOL_ERROR, "a header block is one piece")
 
     def _on(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """A whole frame."""
-        if kind == HEADERS:
+        if kind == Kind.HEADERS:
             self._block_of = self._a_stream(stream_id)
-            self._block_ends, self._block_frames = bool(flags & END_STREAM), 0
-            self._block = bytearray(_without_priority(_unpadded(payload, flags), flags))
+            self._block_ends, self._block_frames = bool(flags & Flag.END_STREAM), 0
+            self._block = bytearray(frames.without_priority(frames.unpadded(payload, flags), flags))
             self._add_headers(b"", flags)
-        elif kind == CONTINUATION:
+        elif kind == Kind.CONTINUATION:
             self._add_headers(payload, flags)
-        elif kind == DATA:
-            content = _unpadded(payload, flags)
+        elif kind == Kind.DATA:
+            content = frames.unpadded(payload, flags)
             self._begin_data(stream_id, len(content), flags)
             if self._data_to is not None:
                 self._data_to.use(len(payload) - len(content))
             self._consume(len(payload) - len(content))
             self._pass_on(memoryview(content))
-        elif kind == WINDOW_UPDATE:
+        elif kind == Kind.WINDOW_UPDATE:
             self._move_window(stream_id, WORD.unpack(payload)[0] & MAX_WINDOW_BYTES)
-        elif kind == RST_STREAM:
+        elif kind == Kind.RST_STREAM:
             self._was_opened(stream_id)
             self._forget(stream_id)
-        elif kind == SETTINGS:
+        elif kind == Kind.SETTINGS:
             self._settle(flags, payload)
-        elif kind == PING:
-            if not flags & ACK:
-                self.write(frame(PING, ACK, 0, payload))
-        elif kind == GOAWAY:
+        elif kind == Kind.PING:
+            if not flags & Flag.ACK:
+                self.write(frame(Kind.PING, Flag.ACK, 0, payload))
+        elif kind == Kind.GOAWAY:
             self._take_no_more()
-        elif kind == PRIORITY:
+        elif kind == Kind.PRIORITY:
             self._a_stream(stream_id)
-        elif kind == PUSH_PROMISE:
-            raise _Violation(PROTOCOL_ERROR, "clients do not push")
+        elif kind == Kind.PUSH_PROMISE:
+            raise Violation(Code.PROTOCOL_ERROR, "clients do not push")
 
     def _begin_data(self, stream_id: int, size: int, flags: int) -> None:
         self._was_opened(stream_id)
         stream = self._streams.get(stream_id)
         if stream is not None and stream.ended:
-            raise _Violation(STREAM_CLOSED, f"DATA behind the end of stream {stream_id}")
+            raise Violation(Code.STREAM_CLOSED, f"DATA behind the end of stream {stream_id}")
         self._data_under_way, self._data_to = True, stream
-        self._data_left, self._data_ends = size, bool(flags & END_STREAM)
+        self._data_left, self._data_ends = size, bool(flags & Flag.END_STREAM)
 
     def _pass_on(self, data: memoryview) -> int:
         """Feed a stream what has arrived of its frame under way; return how much that is."""
@@ -267,15 +254,15 @@ class Connection(asyncio.Protocol):
     def _consume(self, size: int) -> None:
         self._consumed += size
         if self._consumed >= CONNECTION_WINDOW_BYTES // 2:
-            self.write(frame(WINDOW_UPDATE, 0, 0, WORD.pack(self._consumed)))
+            self.write(frame(Kind.WINDOW_UPDATE, 0, 0, WORD.pack(self._consumed)))
             self._consumed = 0
 
     def _add_headers(self, piece: bytes, flags: int) -> None:
         self._block += piece
         self._block_frames += 1
         if len(self._block) + self._block_frames * FRAME.size > MAX_HEADER_BYTES:
-            raise _Violation(ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BYTES} bytes")
-        if flags & END_HEADERS:
+            raise Violation(Code.ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BYTES} bytes")
+        if flags & Flag.END_HEADERS:
             stream_id, self._block_of = self._block_of, 0
             self._headers(stream_id, self._decoder.decode(bytes(self._block), raw=True))
 
@@ -283,15 +270,15 @@ class Connection(asyncio.Protocol):
         stream = self._streams.get(stream_id)
         if stream is not None:
             if stream.ended:
-                raise _Violation(STREAM_CLOSED, f"headers behind the end of stream {stream_id}")
+                raise Violation(Code.STREAM_CLOSED, f"headers behind the end of stream {stream_id}")
             if not self._block_ends:
-                raise _Violation(PROTOCOL_ERROR, f"trailers do not end stream {stream_id}")
+                raise Violation(Code.PROTOCOL_ERROR, f"trailers do not end stream {stream_id}")
             stream.end()
         elif stream_id > self._last:
             self._last = stream_id
-            headers = _request(fields)
+            headers = frames.request(fields)
             if self._leaving or len(self._streams) >= STREAMS:
-                self.write(frame(RST_STREAM, 0, stream_id, WORD.pack(REFUSED_STREAM)))
+                self.write(frame(Kind.RST_STREAM, 0, stream_id, WORD.pack(Code.REFUSED_STREAM)))
             else:
                 self._begin(Stream(self, stream_id, self._stream_window, headers), headers)
 
@@ -319,34 +306,34 @@ class Connection(asyncio.Protocol):
         stream.task.cancel()
         self._resets += 1
         if self._resets > MAX_RESETS:
-            raise _Violation(ENHANCE_YOUR_CALM, f"more than {MAX_RESETS} streams were reset")
+            raise Violation(Code.ENHANCE_YOUR_CALM, f"more than {MAX_RESETS} streams were reset")
         if self._leaving and not self._streams:
             self.close()
 
     def _settle(self, flags: int, payload: bytes) -> None:
-        if len(payload) % SETTING.size or (flags & ACK and payload):
-            raise _Violation(FRAME_SIZE_ERROR, "these are no SETTINGS")
-        if flags & ACK:
+        if len(payload) % SETTING.size or (flags & Flag.ACK and payload):
+            raise Violation(Code.FRAME_SIZE_ERROR, "these are no SETTINGS")
+        if flags & Flag.ACK:
             return
         self._settled = True
         for setting, value in SETTING.iter_unpack(payload):
-            if setting == INITIAL_WINDOW_SIZE:
+            if setting == Setting.INITIAL_WINDOW_SIZE:
                 if value > MAX_WINDOW_BYTES:
-                    raise _Violation(FLOW_CONTROL_ERROR, f"a window of {value} bytes")
+                    raise Violation(Code.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
                 for stream in self._streams.values():
                     stream.move(value - self._stream_window)
                 self._stream_window = value
-            elif (setting == ENABLE_PUSH and value > 1) or (
-                setting == MAX_FRAME_SIZE and not FIRST_FRAME_BYTES <= value < 1 << 24
+            elif (setting == Setting.ENABLE_PUSH and value > 1) or (
+                setting == Setting.MAX_FRAME_SIZE and not FIRST_FRAME_BYTES <= value < 1 << 24
             ):
-                raise _Violation(PROTOCOL_ERROR, f"setting {setting} cannot be {value}")
-        self.write(frame(SETTINGS, ACK, 0, b""))
+                raise Violation(Code.PROTOCOL_ERROR, f"setting {setting} cannot be {value}")
+        self.write(frame(Kind.SETTINGS, Flag.ACK, 0, b""))
 
     def _move_window(self, stream_id: int, size: int) -> None:
         if not size:
-            raise _Violation(PROTOCOL_ERROR, "a window that opens by nothing")
+            raise Violation(Code.PROTOCOL_ERROR, "a window that opens by nothing")
         if not stream_id:
-            self.window = _opened(self.window, size)
+            self.window = frames.opened(self.window, size)
             for stream in self._streams.values():
                 stream.move(0)
             return
@@ -356,11 +343,11 @@ class Connection(asyncio.Protocol):
 
     def _was_opened(self, stream_id: int) -> None:
         if self._a_stream(stream_id) > self._last:
-            raise _Violation(PROTOCOL_ERROR, f"stream {stream_id} has not begun")
+            raise Violation(Code.PROTOCOL_ERROR, f"stream {stream_id} has not begun")
 
     def _a_stream(self, stream_id: int) -> int:
         if not stream_id % 2:
-            raise _Violation(PROTOCOL_ERROR, f"a client has no stream {stream_id}")
+            raise Violation(Code.PROTOCOL_ERROR, f"a client has no stream {stream_id}")
         return stream_id
 
 
@@ -398,7 +385,7 @@ class Stream:
         """Let `size` more bytes come."""
         if not self.ended:
             self._allowed += size
-            self._connection.write(frame(WINDOW_UPDATE, 0, self.id, WORD.pack(size)))
+            self._connection.write(frame(Kind.WINDOW_UPDATE, 0, self.id, WORD.pack(size)))
 
     async def answer(self, block: bytes, data: bytes = b"", trailers: bytes = b"") -> None:
         """Send a whole answer when the client's windows have room for `data`; the headers in HPACK without a table."""
@@ -407,18 +394,22 @@ class Stream:
             await self._until(lambda: min(self._window, connection.window) >= len(data))
             self._window -= len(data)
             connection.window -= len(data)
-            frames = [*_block(self.id, block, 0), frame(DATA, 0, self.id, data), *_block(self.id, trailers, END_STREAM)]
+            sent = [
+                *frames.header_block(self.id, block, 0),
+                frame(Kind.DATA, 0, self.id, data),
+                *frames.header_block(self.id, trailers, Flag.END_STREAM),
+            ]
         else:
-            frames = _block(self.id, block, END_STREAM)
+            sent = frames.header_block(self.id, block, Flag.END_STREAM)
         if not self.ended:
-            frames.append(frame(RST_STREAM, 0, self.id, WORD.pack(NO_ERROR)))  # the rest need not be sent
-        connection.write(b"".join(frames))
+            sent.append(frame(Kind.RST_STREAM, 0, self.id, WORD.pack(Code.NO_ERROR)))  # the rest need not be sent
+        connection.write(b"".join(sent))
 
     def use(self, size: int) -> None:
         """`size` bytes of its window are used up."""
         self._allowed -= size
         if self._allowed < 0:
-            raise _Violation(FLOW_CONTROL_ERROR, f"stream {self.id} sends more than its window")
+            raise Violation(Code.FLOW_CONTROL_ERROR, f"stream {self.id} sends more than its window")
 
     def feed(self, data: memoryview) -> None:
         """What has arrived."""
@@ -440,13 +431,13 @@ class Stream:
     def end(self) -> None:
         """Nothing more comes."""
         if self._said is not None and not self._dropped and self._said != b"%d" % (len(self.lead) + self.size):
-            raise _Violation(PROTOCOL_ERROR, f"stream {self.id} is not as long as its content-length says")
+            raise Violation(Code.PROTOCOL_ERROR, f"stream {self.id} is not as long as its content-length says")
         self.ended = True
         self._look()
 
     def move(self, size: int) -> None:
         """The client's window for our answer, or for all of them, opens by `size`."""
-        self._window = _opened(self._window, size)
+        self._window = frames.opened(self._window, size)
         self._look()
 
     def drop(self) -> None:
@@ -463,58 +454,3 @@ class Stream:
     def _look(self) -> None:
         if self._waiter is not None and not self._waiter.done() and self._reached():
             self._waiter.set_result(None)
-
-
-def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
-    """One frame, with its head."""
-    size = len(payload)
-    return FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, stream_id) + payload
-
-
-def _block(stream_id: int, block: bytes, flags: int) -> list[bytes]:
-    """HEADERS, and CONTINUATION where they are long."""
-    frames, kind = [], HEADERS
-    while len(block) > FIRST_FRAME_BYTES:
-        frames.append(frame(kind, flags, stream_id, block[:FIRST_FRAME_BYTES]))
-        block, kind, flags = block[FIRST_FRAME_BYTES:], CONTINUATION, 0
-    return [*frames, frame(kind, flags | END_HEADERS, stream_id, block)]
-
-
-def _unpadded(payload: bytes, flags: int) -> bytes:
-    if not flags & PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        raise _Violation(PROTOCOL_ERROR, "more padding than there is frame")
-    return payload[1 : len(payload) - payload[0]]
-
-
-def _without_priority(payload: bytes, flags: int) -> bytes:
-    if not flags & WITH_PRIORITY:
-        return payload
-    if len(payload) < SIZES[PRIORITY]:
-        raise _Violation(FRAME_SIZE_ERROR, "headers without the priority that they announce")
-    return payload[SIZES[PRIORITY] :]
-
-
-def _opened(window: int, size: int) -> int:
-    if window + size > MAX_WINDOW_BYTES:
-        raise _Violation(FLOW_CONTROL_ERROR, f"a window of {window + size} bytes")
-    return window + size
-
-
-def _request(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """A request's headers, the last of those of one name; what they may not be is in 8.2 and 8.3."""
-    headers: Headers = {}
-    regular = False
-    for name, value in fields:
-        if name.startswith(b":"):
-            wrong = regular or name not in PSEUDO or name in headers
-        else:
-            regular = True
-            wrong = name in HOP_BY_HOP or (name == b"te" and value != b"trailers") or not NAME.fullmatch(name)
-        if wrong or NO_VALUE.search(value):
-            raise _Violation(PROTOCOL_ERROR, "a header that no request may have")
-        headers[name] = value
-    if not headers.get(b":path") or b":method" not in headers or b":scheme" not in headers:
-        raise _Violation(PROTOCOL_ERROR, "a request without :method, :scheme or :path")
-    return headers

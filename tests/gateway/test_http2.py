@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.gateway import http2
-from pipeline.gateway.http2 import Connection, Headers, Stream, frame
+from pipeline.gateway.frames import PREFACE, Code, Flag, Headers, Kind, Setting, frame
+from pipeline.gateway.http2 import Connection, Stream
 
 REQUEST = [
     (":method", "POST"), (":scheme", "http"), (":path", "/x"), (":authority", "x"), ("te", "trailers"),
@@ -26,8 +27,8 @@ REQUEST = [
 BLOCK = hpack.Encoder().encode(REQUEST)
 FIELD = b"\0\x01a\x01b"  # a header of one letter, as a literal
 BLOCK_OF_ANSWER = b"\x88"  # :status 200, which is in the static table
-HELLO = http2.PREFACE + frame(http2.SETTINGS, 0, 0, b"")
-BEGUN = HELLO + frame(http2.HEADERS, http2.END_HEADERS, 1, BLOCK)
+HELLO = PREFACE + frame(Kind.SETTINGS, 0, 0, b"")
+BEGUN = HELLO + frame(Kind.HEADERS, Flag.END_HEADERS, 1, BLOCK)
 Serve = Callable[[Stream, Headers], Awaitable[None]]
 
 
@@ -160,52 +161,52 @@ def head(size: int, kind: int, flags: int, stream: int) -> bytes:
 
 
 def begun_and_reset(stream: int) -> bytes:
-    return frame(http2.HEADERS, http2.END_HEADERS, stream, BLOCK) + frame(http2.RST_STREAM, 0, stream, bytes(4))
+    return frame(Kind.HEADERS, Flag.END_HEADERS, stream, BLOCK) + frame(Kind.RST_STREAM, 0, stream, bytes(4))
 
 
 def opens(stream: int, size: int) -> bytes:
-    return frame(http2.WINDOW_UPDATE, 0, stream, struct.pack(">I", size))
+    return frame(Kind.WINDOW_UPDATE, 0, stream, struct.pack(">I", size))
 
 
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
         (b"GET / HTTP/1.1\r\n", 1),
-        (http2.PREFACE + frame(http2.PING, 0, 0, bytes(8)), 1),
+        (PREFACE + frame(Kind.PING, 0, 0, bytes(8)), 1),
         (HELLO + head(http2.FRAME_BYTES + 1, 0, 0, 1), 6),
-        (HELLO + frame(http2.PING, 0, 0, bytes(7)), 6),
-        (HELLO + frame(http2.PING, 0, 1, bytes(8)), 1),
-        (HELLO + frame(http2.SETTINGS, 0, 0, bytes(5)), 6),
-        (HELLO + frame(http2.SETTINGS, http2.ACK, 0, bytes(6)), 6),
-        (HELLO + frame(http2.SETTINGS, 0, 1, b""), 1),
-        (HELLO + frame(http2.SETTINGS, 0, 0, struct.pack(">HI", http2.INITIAL_WINDOW_SIZE, 1 << 31)), 3),
-        (HELLO + frame(http2.SETTINGS, 0, 0, struct.pack(">HI", http2.MAX_FRAME_SIZE, 1000)), 1),
-        (HELLO + frame(http2.SETTINGS, 0, 0, struct.pack(">HI", http2.ENABLE_PUSH, 2)), 1),
-        (HELLO + frame(http2.PUSH_PROMISE, http2.END_HEADERS, 1, bytes(4) + BLOCK), 1),
+        (HELLO + frame(Kind.PING, 0, 0, bytes(7)), 6),
+        (HELLO + frame(Kind.PING, 0, 1, bytes(8)), 1),
+        (HELLO + frame(Kind.SETTINGS, 0, 0, bytes(5)), 6),
+        (HELLO + frame(Kind.SETTINGS, Flag.ACK, 0, bytes(6)), 6),
+        (HELLO + frame(Kind.SETTINGS, 0, 1, b""), 1),
+        (HELLO + frame(Kind.SETTINGS, 0, 0, struct.pack(">HI", Setting.INITIAL_WINDOW_SIZE, 1 << 31)), 3),
+        (HELLO + frame(Kind.SETTINGS, 0, 0, struct.pack(">HI", Setting.MAX_FRAME_SIZE, 1000)), 1),
+        (HELLO + frame(Kind.SETTINGS, 0, 0, struct.pack(">HI", Setting.ENABLE_PUSH, 2)), 1),
+        (HELLO + frame(Kind.PUSH_PROMISE, Flag.END_HEADERS, 1, bytes(4) + BLOCK), 1),
         (HELLO + opens(0, 0), 1),
         (HELLO + opens(0, (1 << 31) - 1), 3),
         (HELLO + opens(1, 1), 1),
-        (HELLO + frame(http2.RST_STREAM, 0, 1, bytes(4)), 1),
-        (HELLO + frame(http2.RST_STREAM, 0, 0, bytes(4)), 1),
-        (HELLO + frame(http2.PRIORITY, 0, 0, bytes(5)), 1),
-        (HELLO + frame(http2.DATA, 0, 0, b""), 1),
-        (HELLO + frame(http2.DATA, 0, 1, b""), 1),
-        (HELLO + frame(http2.CONTINUATION, http2.END_HEADERS, 1, BLOCK), 1),
-        (HELLO + frame(http2.HEADERS, http2.END_HEADERS, 0, BLOCK), 1),
-        (HELLO + frame(http2.HEADERS, http2.END_HEADERS, 2, BLOCK), 1),
-        (HELLO + frame(http2.HEADERS, http2.END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), 9),
-        (HELLO + frame(http2.HEADERS, http2.END_HEADERS | http2.PADDED, 1, b"\xff" + BLOCK), 1),
-        (HELLO + frame(http2.HEADERS, http2.END_HEADERS | http2.WITH_PRIORITY, 1, b"\0"), 6),
-        (HELLO + frame(http2.HEADERS, 0, 1, BLOCK) + frame(http2.PING, 0, 0, bytes(8)), 1),
-        (HELLO + frame(http2.HEADERS, 0, 1, BLOCK) + frame(http2.CONTINUATION, http2.END_HEADERS, 3, b""), 1),
-        (HELLO + frame(http2.HEADERS, 0, 1, BLOCK) + frame(http2.CONTINUATION, 0, 1, b"") * 2000, 11),
-        (HELLO + frame(http2.HEADERS, http2.END_HEADERS, 1, FIELD * 4000), 11),
+        (HELLO + frame(Kind.RST_STREAM, 0, 1, bytes(4)), 1),
+        (HELLO + frame(Kind.RST_STREAM, 0, 0, bytes(4)), 1),
+        (HELLO + frame(Kind.PRIORITY, 0, 0, bytes(5)), 1),
+        (HELLO + frame(Kind.DATA, 0, 0, b""), 1),
+        (HELLO + frame(Kind.DATA, 0, 1, b""), 1),
+        (HELLO + frame(Kind.CONTINUATION, Flag.END_HEADERS, 1, BLOCK), 1),
+        (HELLO + frame(Kind.HEADERS, Flag.END_HEADERS, 0, BLOCK), 1),
+        (HELLO + frame(Kind.HEADERS, Flag.END_HEADERS, 2, BLOCK), 1),
+        (HELLO + frame(Kind.HEADERS, Flag.END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), 9),
+        (HELLO + frame(Kind.HEADERS, Flag.END_HEADERS | Flag.PADDED, 1, b"\xff" + BLOCK), 1),
+        (HELLO + frame(Kind.HEADERS, Flag.END_HEADERS | Flag.PRIORITY, 1, b"\0"), 6),
+        (HELLO + frame(Kind.HEADERS, 0, 1, BLOCK) + frame(Kind.PING, 0, 0, bytes(8)), 1),
+        (HELLO + frame(Kind.HEADERS, 0, 1, BLOCK) + frame(Kind.CONTINUATION, Flag.END_HEADERS, 3, b""), 1),
+        (HELLO + frame(Kind.HEADERS, 0, 1, BLOCK) + frame(Kind.CONTINUATION, 0, 1, b"") * 2000, 11),
+        (HELLO + frame(Kind.HEADERS, Flag.END_HEADERS, 1, FIELD * 4000), 11),
         (BEGUN + opens(1, (1 << 31) - 1), 3),
-        (BEGUN + frame(http2.DATA, http2.PADDED, 1, b"\x05abcd"), 1),
-        (BEGUN + frame(http2.HEADERS, http2.END_HEADERS, 1, FIELD), 1),
-        (BEGUN + frame(http2.DATA, http2.END_STREAM, 1, b"") + frame(http2.DATA, 0, 1, b"x"), 5),
-        (BEGUN + frame(http2.DATA, http2.END_STREAM, 1, b"") + frame(http2.HEADERS, 5, 1, FIELD), 5),
-        (BEGUN + frame(http2.DATA, 0, 1, bytes(60_000)) * 2, 3),
+        (BEGUN + frame(Kind.DATA, Flag.PADDED, 1, b"\x05abcd"), 1),
+        (BEGUN + frame(Kind.HEADERS, Flag.END_HEADERS, 1, FIELD), 1),
+        (BEGUN + frame(Kind.DATA, Flag.END_STREAM, 1, b"") + frame(Kind.DATA, 0, 1, b"x"), 5),
+        (BEGUN + frame(Kind.DATA, Flag.END_STREAM, 1, b"") + frame(Kind.HEADERS, 5, 1, FIELD), 5),
+        (BEGUN + frame(Kind.DATA, 0, 1, bytes(60_000)) * 2, 3),
         (HELLO + b"".join(begun_and_reset(2 * n + 1) for n in range(http2.MAX_RESETS + 1)), 11),
     ],
 )
@@ -220,7 +221,7 @@ def test_what_breaks_a_rule_is_named_and_cut_off(sent: bytes, code: int) -> None
         return bytes(wire.written)
 
     *_, goodbye = frames(asyncio.run(talk()))
-    assert (goodbye[0], struct.unpack_from(">I", goodbye[1], 4)[0]) == (http2.GOAWAY, code)
+    assert (goodbye[0], struct.unpack_from(">I", goodbye[1], 4)[0]) == (Kind.GOAWAY, code)
 
 
 @pytest.mark.parametrize(
@@ -243,11 +244,11 @@ def test_headers_that_no_request_may_have_are_cut_off(fields: list[tuple[str, st
     async def talk() -> bytes:
         connection, wire = connected(silent)
         block = hpack.Encoder().encode(fields)
-        connection.data_received(HELLO + frame(http2.HEADERS, http2.END_HEADERS, 1, block))
+        connection.data_received(HELLO + frame(Kind.HEADERS, Flag.END_HEADERS, 1, block))
         return bytes(wire.written)
 
     *_, goodbye = frames(asyncio.run(talk()))
-    assert (goodbye[0], goodbye[1][7]) == (http2.GOAWAY, http2.PROTOCOL_ERROR)
+    assert (goodbye[0], goodbye[1][7]) == (Kind.GOAWAY, Code.PROTOCOL_ERROR)
 
 
 def frames(written: bytes) -> list[tuple[int, bytes]]:
@@ -272,7 +273,7 @@ def test_one_stream_too_many_is_refused_and_the_others_go_on() -> None:
         for n in range(http2.STREAMS + 1):
             client.http2.send_headers(2 * n + 1, REQUEST)
         await client.exchange(lambda: 1 << 20)
-        assert client.resets == {2 * http2.STREAMS + 1: http2.REFUSED_STREAM}
+        assert client.resets == {2 * http2.STREAMS + 1: Code.REFUSED_STREAM}
         for n in range(http2.STREAMS):
             client.http2.send_data(2 * n + 1, b"12345", end_stream=True)
         client.http2.send_headers(2 * http2.STREAMS + 3, REQUEST)
@@ -296,8 +297,8 @@ def test_an_early_answer_asks_for_no_more_and_what_still_comes_is_passed_over() 
         client.http2.send_headers(1, REQUEST)
         client.http2.send_data(1, b"1" * 10_000)
         await client.exchange(lambda: 1 << 20)
-        assert (client.ended, client.resets) == ({1}, {1: http2.NO_ERROR})
-        late = frame(http2.DATA, 0, 1, bytes(16_384)) * 10 + frame(http2.HEADERS, 5, 1, FIELD)
+        assert (client.ended, client.resets) == ({1}, {1: Code.NO_ERROR})
+        late = frame(Kind.DATA, 0, 1, bytes(16_384)) * 10 + frame(Kind.HEADERS, 5, 1, FIELD)
         connection.data_received(late)
         client.http2.send_headers(3, REQUEST, end_stream=True)
         await client.exchange(lambda: 1 << 20)
@@ -314,12 +315,12 @@ def test_mutated_frames_end_in_a_goodbye_or_in_silence(seed: int) -> None:
     async def talk() -> None:
         rng = random.Random(seed)
         connection, wire = connected(echo)
-        sent = bytearray(BEGUN + frame(http2.DATA, http2.PADDED, 1, b"\x03" + bytes(100)))
+        sent = bytearray(BEGUN + frame(Kind.DATA, Flag.PADDED, 1, b"\x03" + bytes(100)))
         for stream in range(3, 9, 2):
-            sent += frame(http2.HEADERS, http2.END_HEADERS, stream, BLOCK) + opens(stream, 9) + opens(0, 7)
-            sent += frame(http2.DATA, rng.choice([0, http2.END_STREAM]), stream, rng.randbytes(rng.randrange(2000)))
+            sent += frame(Kind.HEADERS, Flag.END_HEADERS, stream, BLOCK) + opens(stream, 9) + opens(0, 7)
+            sent += frame(Kind.DATA, rng.choice([0, Flag.END_STREAM]), stream, rng.randbytes(rng.randrange(2000)))
         for _ in range(rng.randrange(1, 8)):
-            place = rng.randrange(len(http2.PREFACE), len(sent))
+            place = rng.randrange(len(PREFACE), len(sent))
             match rng.randrange(3):
                 case 0:
                     sent[place] = rng.randrange(256)
@@ -333,7 +334,7 @@ def test_mutated_frames_end_in_a_goodbye_or_in_silence(seed: int) -> None:
             del sent[:size]
             await asyncio.sleep(0)
         if wire.closing:
-            assert frames(bytes(wire.written))[-1][0] == http2.GOAWAY
+            assert frames(bytes(wire.written))[-1][0] == Kind.GOAWAY
         connection.connection_lost(None)
 
     asyncio.run(talk())
