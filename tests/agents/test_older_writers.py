@@ -37,7 +37,8 @@ def before_the_newest_migration(into: pathlib.Path) -> pathlib.Path:
             pytest.fail(said)
         pytest.skip(said)
     with tarfile.open(archive) as held:
-        held.extractall(into / "before", filter="data")
+        held.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has it from 3.11.4 on
+        held.extractall(into / "before")
     return into / "before"
 
 
