@@ -59,7 +59,7 @@ def free_ports(count: int) -> list[int]:
     """Ports that nobody listened on a moment ago, each followed by a free one; no client is given one of them, and
     nobody here the same again while there are others: what is to listen on it may not have begun, or be away."""
     found: list[int] = []
-    for port in SHUFFLED:
+    for port in itertools.islice(SHUFFLED, len(PORTS)):
         with socket.socket() as probe, socket.socket() as next_probe:
             try:
                 probe.bind(("127.0.0.1", port))

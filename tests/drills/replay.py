@@ -103,18 +103,19 @@ def _in_turns(context: Context, settings: Settings, window: Window, rate: int) -
     machine itself is a quarter slower in one minute than in another: both see the same minutes."""
     turn_s = SHORT_TURN_S if context.short else TURN_S
     _plan(settings, "whole", window)
-    calm, beside = _ages(settings, SHORT_CALM_S if context.short else CALM_S), []
+    calm, beside = _ages(settings, lambda: time.sleep(SHORT_CALM_S if context.short else CALM_S)), []
     context.tell(f"freshness p99 before the replay {_p99(calm):.2f} s")
     folder, replay = Folder.of("whole", settings), _start(settings, "whole", "--rate", f"{rate}/s")
-    while replay.poll() is None:
-        beside += _ages(settings, turn_s, until=lambda: replay.poll() is not None)
+    deadline = time.monotonic() + 2 * STORED_WITHIN_S
+    while replay.poll() is None and time.monotonic() < deadline:
+        beside += _ages(settings, lambda: _ended(replay, turn_s))
         if replay.poll() is None:
             folder.pause()
             time.sleep(SETTLED_S)
-            calm += _ages(settings, turn_s / 2)
+            calm += _ages(settings, lambda: time.sleep(turn_s / 2))
             folder.unpause()
             context.tell(f"without a replay {_p99(calm):.2f} s, beside it {_p99(beside):.2f} s")
-    if replay.wait():
+    if replay.poll() != 0:
         raise Failed("The replay that nobody killed did not end.")
     return _p99(calm), _p99(beside)
 
@@ -210,14 +211,19 @@ def _status(settings: Settings, name: str) -> dict[str, Any]:
     return {"copied_records": 0, **Folder.of(name, settings).state}
 
 
-def _ages(settings: Settings, seconds: float, until: Callable[[], bool] = lambda: False) -> list[float]:
-    """How old, in seconds, live's probes of that time were when a reader of ClickHouse saw them."""
+def _ended(replay: "subprocess.Popen[bytes]", within_s: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        replay.wait(within_s)
+
+
+def _ages(settings: Settings, while_doing: Callable[[], None]) -> list[float]:
+    """How old, in seconds, live's probes sent meanwhile were when a reader of ClickHouse saw them: all of them."""
     probes = Probes(settings)
     probes.start()
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not until():
-        time.sleep(0.2)
+    while_doing()
     probes.stop(within_s=30.0)
+    if unseen := probes.unseen()["clickhouse"] + probes.failed["logs"]:
+        raise Failed(f"{unseen} probes of live's freshness were never seen.")
     return probes.ages_s["clickhouse"]
 
 
