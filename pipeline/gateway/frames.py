@@ -64,7 +64,7 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
 
 
 def header_block(stream_id: int, block: bytes, flags: int) -> list[bytes]:
-    """The frames of one header block: Kind.HEADERS, and Kind.CONTINUATION where it is long."""
+    """The frames of one header block: HEADERS, and CONTINUATION where it is long."""
     frames, kind = [], Kind.HEADERS
     while len(block) > FIRST_FRAME_BYTES:
         frames.append(frame(kind, flags, stream_id, block[:FIRST_FRAME_BYTES]))
@@ -73,7 +73,7 @@ def header_block(stream_id: int, block: bytes, flags: int) -> list[bytes]:
 
 
 def unpadded(payload: bytes, flags: int) -> bytes:
-    """What a frame of Kind.DATA or Kind.HEADERS holds; raise Violation where there is more padding than frame."""
+    """What a frame of DATA or HEADERS holds; raise Violation where there is more padding than frame."""
     if not flags & Flag.PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
@@ -82,7 +82,7 @@ def unpadded(payload: bytes, flags: int) -> bytes:
 
 
 def without_priority(payload: bytes, flags: int) -> bytes:
-    """What Kind.HEADERS hold; raise Violation where they are too short for the priority that they announce."""
+    """What HEADERS hold; raise Violation where they are too short for the priority that they announce."""
     if not flags & Flag.PRIORITY:
         return payload
     if len(payload) < SIZES[Kind.PRIORITY]:
