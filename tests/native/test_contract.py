@@ -20,7 +20,7 @@ from pipeline.settings import ROOT
 from tests.native import licences
 from tests.native.both import alike, json_alike, rules
 from tests.otlp.as_json import as_json
-from tests.otlp.requests import ONE_OF_EVERYTHING, REQUESTS, any_value, any_values, attributes, logs
+from tests.otlp.requests import ONE_OF_EVERYTHING, REQUESTS, T0, any_value, any_values, attributes, logs
 from tests.otlp.scramble import mutate, scramble
 from tests.otlp.test_json import documents, log_request
 
@@ -80,6 +80,23 @@ def test_equal_records_have_the_same_ordinals() -> None:
 def test_bodies_of_every_size_are_split_alike() -> None:
     """Where a message is full, and which record is too large, to the byte."""
     alike("logs", logs(*["x" * n for n in range(898_000, 899_200, 7)][:90]).SerializeToString())
+
+
+def test_ids_are_the_same_at_every_length() -> None:
+    """Contents and what they share, of every length around the hash's blocks of 128 bytes; one record or many."""
+    of_logs, of_metrics = type(ONE_OF_EVERYTHING["logs"])(), type(ONE_OF_EVERYTHING["metrics"])()
+    for size in range(270):
+        resource = of_logs.resource_logs.add()  # type: ignore[attr-defined]
+        resource.resource.attributes.extend(attributes({"k": "r" * size}))
+        for body in range(1 + size % 30):
+            resource.scope_logs.add().log_records.add(time_unix_nano=T0).body.string_value = "b" * (body * 9)
+        resource = of_metrics.resource_metrics.add()  # type: ignore[attr-defined]
+        resource.resource.attributes.extend(attributes({"k": "r" * (size % 140)}))
+        metric = resource.scope_metrics.add().metrics.add(name="m" * size)
+        for label in range(1 + size % 7):
+            metric.gauge.data_points.add(as_int=1).attributes.extend(attributes({"l": "v" * (label * 19)}))
+    assert isinstance(alike("logs", of_logs.SerializeToString()), otlp.Encoded)
+    assert isinstance(alike("metrics", of_metrics.SerializeToString()), otlp.Encoded)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 //! The hot path of the pipeline; the Python beside it is the reference, and says what each function promises.
 
 mod avro;
+mod blake2b;
 mod columns;
 mod json;
 mod logs;

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use crate::avro;
+use crate::blake2b::{State, digests};
 use crate::request::{Encoded, Labels, Messages, Reason, Refusal, Request, Shared};
 use crate::values::{Attributes, Limits, key_value};
 use crate::wire::{
@@ -11,6 +12,7 @@ use crate::wire::{
     zigzag32,
 };
 
+const SERIES_DIGEST_BYTES: usize = 64;
 const NO_RECORDED_VALUE: u32 = 1; // DataPointFlags
 const METRICS: Messages = Messages {
     request: Part { children: bits(&[1]), shell: 0, counted: Counted::Resources },
@@ -180,6 +182,9 @@ fn encode_metric<'a>(
     avro::long(&mut fields, kind as i64);
     avro::long(&mut fields, i64::from(temporality));
     fields.push(u8::from(monotonic));
+    let mut hashed = shared.hashed;
+    hashed.absorb(&fields);
+    request.begin(hashed);
     let series = Series { tenant: &request.origin.tenant, metric_name: metric.name, labels: &shared.labels };
     let mut known = Known::of(&request.limits, &fields);
     let Scratch { point, numbers, attributes, key } = scratch;
@@ -333,8 +338,8 @@ impl Series<'_> {
             content.extend_from_slice(&pairs);
         }
         content.push(avro::NOTHING);
-        let hash = blake2b_simd::blake2b(&content);
-        hash.as_bytes().first_chunk().map_or(0, |first| i64::from_be_bytes(*first))
+        let [digest, ..] = digests(&[(State::new(SERIES_DIGEST_BYTES), &content)])[..] else { return 0 };
+        digest.first_chunk().map_or(0, |first| i64::from_be_bytes(*first))
     }
 }
 

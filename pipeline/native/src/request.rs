@@ -2,20 +2,18 @@
 
 use std::collections::HashMap;
 
-use blake2b_simd::many::{HashManyJob, hash_many};
-
 use crate::avro;
+use crate::blake2b::{State, digests};
 use crate::values::{Attributes, Limits};
 use crate::wire::{
     Child, Counted, DEPTH, Fault, Fields, Level, MAX_VALUE_BYTES, Part, Text, Wire, inside, level, text,
 };
 
-const EVENT_ID_BYTES: usize = 16;
+const EVENT_ID_BYTES: usize = 16; // of the digest, all of it
 const FRAMING_BYTES: usize = 64; // of a container file behind its head, and a twin's longer ordinal
 const FIRST: u8 = 0; // the ordinal of a record that has no equal before it
 const SANE_FROM_NS: i64 = 946_684_800 * 1_000_000_000; // 2000-01-01
 const SANE_AHEAD_NS: i64 = 86_400 * 1_000_000_000; // of the receipt
-const HASHED_TOGETHER: usize = 32;
 
 /// Where a request came from: what the gateway knows and the client cannot say.
 #[derive(pyo3::FromPyObject)]
@@ -104,10 +102,12 @@ pub struct Encoded {
     pub untimed: u64,
 }
 
-/// What all records of one resource and scope share: their first fields, partition, labels of their series by key.
+/// What all records of one resource and scope share: their first fields, hashed as far as that goes; partition, and
+/// labels of their series by key.
 #[derive(Clone)]
 pub struct Shared {
     pub fields: Vec<u8>,
+    pub hashed: State,
     pub partition: u32,
     pub labels: Labels,
 }
@@ -141,8 +141,9 @@ pub struct Request<'a> {
     left_bytes: i64,
     largest: usize,
     unhashed: Vec<u8>,
-    lanes: Vec<Lane>, // by partition
-    order: Vec<u32>,  // of partitions, by their first records
+    begun: Vec<State>, // what records begin with, hashed; those of now with the last
+    lanes: Vec<Lane>,  // by partition
+    order: Vec<u32>,   // of partitions, by their first records
 }
 
 impl<'a> Request<'a> {
@@ -161,6 +162,7 @@ impl<'a> Request<'a> {
             left_bytes: rules.max_encoded_bytes,
             largest: MAX_VALUE_BYTES.saturating_sub(head.len() + FRAMING_BYTES),
             unhashed,
+            begun: Vec::new(),
             lanes: vec![Lane::default(); partitions as usize],
             order: Vec::new(),
         }
@@ -203,6 +205,9 @@ impl<'a> Request<'a> {
                     (Some(head), Some(shell)) => Some(self.scope(head, shell, signal.scope_name)?),
                     _ => None,
                 };
+                if let Some(shared) = &shared {
+                    self.begin(shared.hashed);
+                }
                 visit(self, shared.as_ref(), &scope)?;
             }
         }
@@ -268,7 +273,9 @@ impl<'a> Request<'a> {
         }
         fields.push(avro::NOTHING);
         avro::blob(&mut fields, schema_url.as_bytes());
-        Ok(Shared { fields, partition: self.partition(&place), labels })
+        let mut hashed = State::new(EVENT_ID_BYTES);
+        hashed.absorb(&fields);
+        Ok(Shared { fields, hashed, partition: self.partition(&place), labels })
     }
 
     fn scope(&mut self, resource: &Shared, shell: &[u8], name: &str) -> Result<Shared, Refusal> {
@@ -282,6 +289,7 @@ impl<'a> Request<'a> {
         attributes.read(&raws, &mut self.limits)?;
         attributes.write(fields);
         avro::blob(fields, found.schema_url.as_bytes());
+        shared.hashed.absorb(fields);
         for (key, text) in [("otel.scope.name", found.name), ("otel.scope.version", found.version)] {
             if !text.as_bytes().is_empty() {
                 put(&mut shared.labels, key.as_bytes(), text.as_bytes());
@@ -296,6 +304,11 @@ impl<'a> Request<'a> {
     #[inline]
     pub fn partition(&self, key: &[u8]) -> u32 {
         crc32fast::hash(key) % self.lanes.len().max(1) as u32
+    }
+
+    /// The records that follow begin with what was hashed.
+    pub fn begin(&mut self, hashed: State) {
+        self.begun.push(hashed);
     }
 
     /// Take one record of `partition`: `write` appends what follows `fields`, without the ordinal. `time` is as sent, or
@@ -330,7 +343,7 @@ impl<'a> Request<'a> {
         if lane.is_empty() {
             self.order.push(partition);
         }
-        lane.keep(start, time, self.largest);
+        lane.keep(Place { start, time, begun: self.begun.len().saturating_sub(1) }, self.largest);
         Ok(())
     }
 
@@ -340,7 +353,7 @@ impl<'a> Request<'a> {
         let mut untimed = 0;
         for &partition in &self.order {
             let Some(lane) = self.lanes.get_mut(partition as usize) else { continue };
-            for block in std::mem::take(lane).identified(self.unhashed.len(), self.largest) {
+            for block in std::mem::take(lane).identified(&self.begun, self.unhashed.len(), self.largest) {
                 groups.push(block.group(partition, self.origin.received_time, &mut untimed));
             }
         }
@@ -355,129 +368,115 @@ struct Lane {
     open: Block,
 }
 
-/// Encoded records one after the other: where each starts, and its time.
+/// Encoded records one after the other.
 #[derive(Clone, Default)]
 struct Block {
     bytes: Vec<u8>,
-    starts: Vec<usize>,
-    times: Vec<i64>,
+    places: Vec<Place>,
+}
+
+/// Where a record starts, its time, and which state it begins with.
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    time: i64,
+    begun: usize,
 }
 
 impl Lane {
     fn is_empty(&self) -> bool {
-        self.full.is_empty() && self.open.starts.is_empty()
+        self.full.is_empty() && self.open.places.is_empty()
     }
 
-    /// Keep the record that was written to the open block from `start` on; one that does not fit begins the next.
+    /// Keep the record that was written to the open block's end; one that does not fit begins the next.
     #[inline]
-    fn keep(&mut self, start: usize, time: i64, largest: usize) {
+    fn keep(&mut self, place: Place, largest: usize) {
         if self.open.bytes.len() > largest {
-            let bytes = self.open.bytes.split_off(start);
-            let next = Block { bytes, starts: vec![0], times: vec![time] };
+            let bytes = self.open.bytes.split_off(place.start);
+            let next = Block { bytes, places: vec![Place { start: 0, ..place }] };
             self.full.push(std::mem::replace(&mut self.open, next));
         } else {
-            self.open.starts.push(start);
-            self.open.times.push(time);
+            self.open.places.push(place);
         }
     }
 
     /// The blocks with ids; equal records get their ordinals, and so ids of their own.
-    fn identified(self, unhashed: usize, largest: usize) -> Vec<Block> {
+    fn identified(self, begun: &[State], unhashed: usize, largest: usize) -> Vec<Block> {
         let mut blocks = self.full;
-        if !self.open.starts.is_empty() {
+        if !self.open.places.is_empty() {
             blocks.push(self.open);
         }
-        for block in &mut blocks {
-            block.identify(unhashed);
-        }
+        blocks.iter_mut().for_each(|block| block.identify(begun, unhashed));
         let mut ids: Vec<u64> = blocks.iter().flat_map(Block::ids).map(|id| id as u64).collect();
         let records = ids.len();
         ids.sort_unstable();
         ids.dedup();
-        if ids.len() == records { blocks } else { with_ordinals(blocks, unhashed, largest) }
+        if ids.len() < records {
+            blocks = with_ordinals(blocks, largest);
+            blocks.iter_mut().for_each(|block| block.identify(begun, unhashed));
+        }
+        blocks
     }
 }
 
 /// The same records in the same order, with the ordinals of those that are equal to one before.
-fn with_ordinals(blocks: Vec<Block>, unhashed: usize, largest: usize) -> Vec<Block> {
+fn with_ordinals(blocks: Vec<Block>, largest: usize) -> Vec<Block> {
     let mut seen: HashMap<u128, i64> = HashMap::new();
     let mut lane = Lane::default();
     for block in blocks {
-        for ((record, id), &time) in block.records().zip(block.ids()).zip(&block.times) {
+        for ((record, id), &place) in block.records().zip(block.ids()).zip(&block.places) {
             let ordinal = seen.entry(id).or_default();
             let start = lane.open.bytes.len();
             lane.open.bytes.extend_from_slice(record);
             if *ordinal > 0 {
                 lane.open.bytes.pop();
                 avro::long(&mut lane.open.bytes, *ordinal);
-                let content = lane.open.bytes.get(start + EVENT_ID_BYTES + unhashed..).unwrap_or_default();
-                let id = id_params().hash(content);
-                lane.open.name(start, &id);
             }
             *ordinal += 1;
-            lane.keep(start, time, largest);
+            lane.keep(Place { start, ..place }, largest);
         }
     }
     lane.full.push(lane.open);
     lane.full
 }
 
-fn id_params() -> blake2b_simd::Params {
-    let mut params = blake2b_simd::Params::new();
-    params.hash_length(EVENT_ID_BYTES);
-    params
-}
-
 impl Block {
     fn records(&self) -> impl Iterator<Item = &[u8]> {
-        let ends = self.starts.iter().skip(1).copied().chain([self.bytes.len()]);
-        self.starts.iter().zip(ends).map(|(&start, end)| self.bytes.get(start..end).unwrap_or_default())
+        let ends = self.places.iter().skip(1).map(|place| place.start).chain([self.bytes.len()]);
+        self.places.iter().zip(ends).map(|(place, end)| self.bytes.get(place.start..end).unwrap_or_default())
     }
 
     fn ids(&self) -> impl Iterator<Item = u128> {
         self.records().map(|record| record.first_chunk().map_or(0, |id| u128::from_le_bytes(*id)))
     }
 
-    fn name(&mut self, start: usize, id: &blake2b_simd::Hash) {
-        if let Some(place) = self.bytes.get_mut(start..start + EVENT_ID_BYTES) {
-            place.copy_from_slice(id.as_bytes());
-        }
-    }
-
-    /// Give every record the hash of its content, several at a time.
-    fn identify(&mut self, unhashed: usize) {
-        let params = id_params();
-        let contents: Vec<&[u8]> =
-            self.records().map(|record| record.get(EVENT_ID_BYTES + unhashed..).unwrap_or_default()).collect();
-        let mut ids = Vec::with_capacity(contents.len());
-        for together in contents.chunks(HASHED_TOGETHER) {
-            let mut jobs: Vec<_> = together.iter().map(|content| HashManyJob::new(&params, content)).collect();
-            hash_many(&mut jobs);
-            ids.extend(jobs.iter().map(HashManyJob::to_hash));
-        }
-        for (at, id) in ids.iter().enumerate() {
-            if let Some(&start) = self.starts.get(at) {
-                self.name(start, id);
+    /// Give every record the hash of its content.
+    fn identify(&mut self, begun: &[State], unhashed: usize) {
+        let contents: Vec<(State, &[u8])> = self
+            .records()
+            .zip(&self.places)
+            .filter_map(|(record, place)| Some((*begun.get(place.begun)?, record.get(EVENT_ID_BYTES + unhashed..)?)))
+            .collect();
+        for (place, id) in self.places.iter().zip(digests(&contents)) {
+            if let Some(to) = self.bytes.get_mut(place.start..place.start + EVENT_ID_BYTES) {
+                to.copy_from_slice(&id);
             }
         }
     }
 
     /// The block as one message; the receipt stands for times that are none.
-    fn group(mut self, partition: u32, received: i64, untimed: &mut u64) -> Group {
+    fn group(self, partition: u32, received: i64, untimed: &mut u64) -> Group {
         let latest = received.saturating_add(SANE_AHEAD_NS);
-        for time in &mut self.times {
-            if !(SANE_FROM_NS..=latest).contains(time) {
-                *time = received;
+        let (mut min_time, mut max_time) = (i64::MAX, i64::MIN);
+        for &Place { mut time, .. } in &self.places {
+            if !(SANE_FROM_NS..=latest).contains(&time) {
+                time = received;
                 *untimed += 1;
             }
+            min_time = min_time.min(time);
+            max_time = max_time.max(time);
         }
-        Group {
-            partition,
-            records: self.times.len(),
-            min_time: self.times.iter().min().copied().unwrap_or(received),
-            max_time: self.times.iter().max().copied().unwrap_or(received),
-            block: self.bytes,
-        }
+        Group { partition, records: self.places.len(), min_time, max_time, block: self.bytes }
     }
 }
 
