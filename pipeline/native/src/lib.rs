@@ -14,8 +14,6 @@ mod wire;
 
 #[pyo3::pymodule]
 mod _native {
-    use std::io::Write;
-
     use pyo3::create_exception;
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
@@ -65,7 +63,7 @@ mod _native {
             },
         )?;
         let Encoded { groups, refused, shed, cut, untimed } = encoded;
-        let groups = groups.into_iter().map(|group| row(py, head, group)).collect::<PyResult<_>>()?;
+        let groups = groups.into_iter().map(|group| row(py, head, group)).collect();
         Ok((groups, counts(&CODES, &refused), counts(&SHED, &shed), cut, untimed))
     }
 
@@ -93,19 +91,17 @@ mod _native {
     }
 
     /// A group with its block framed as a container file.
-    fn row<'py>(py: Python<'py>, head: &[u8], group: Group) -> PyResult<Row<'py>> {
+    fn row<'py>(py: Python<'py>, head: &[u8], group: Group) -> Row<'py> {
+        let Group { partition, min_time, max_time, records, mut block, gap } = group;
         let mut frame = head.to_vec();
-        avro::size(&mut frame, group.records);
-        avro::size(&mut frame, group.block.len());
-        let sync = head.last_chunk::<SYNC_BYTES>().copied().unwrap_or_default();
-        let parts: [&[u8]; 3] = [&frame, &group.block, &sync];
-        let value = PyBytes::new_with(py, parts.iter().map(|part| part.len()).sum(), |mut out| {
-            for part in parts {
-                out.write_all(part)?;
-            }
-            Ok(())
-        })?;
-        Ok((group.partition, group.records, group.min_time, group.max_time, value))
+        avro::size(&mut frame, records);
+        avro::size(&mut frame, block.len() - gap);
+        let start = gap - frame.len();
+        if let Some(place) = block.get_mut(start..gap) {
+            place.copy_from_slice(&frame);
+        }
+        block.extend_from_slice(head.last_chunk::<SYNC_BYTES>().map_or(&[], |sync| sync));
+        (partition, records, min_time, max_time, PyBytes::new(py, block.get(start..).unwrap_or_default()))
     }
 
     /// `pipeline.clickhouse.body`: Native blocks of about `rows` records; see columns.rs for what stands in `fields`.

@@ -60,7 +60,7 @@ pub fn encode(mut request: Request) -> Result<Encoded, Refusal> {
             request.refuse(scope_logs.children.len(), Reason::RecordTooLarge);
             return Ok(());
         };
-        request.records(scope_logs, |request, data| {
+        request.records(scope_logs, 1, |request, data| {
             let record = read(data, &mut raws).map_err(|fault| fault.of("LogRecord"))?;
             if 0 < record.severity_number && record.severity_number < shed_below {
                 if let Some(shed) = request.shed.get_mut((record.severity_number as usize - 1) / 4) {

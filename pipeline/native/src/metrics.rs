@@ -184,12 +184,12 @@ fn encode_metric<'a>(
     fields.push(u8::from(monotonic));
     let mut hashed = shared.hashed;
     hashed.absorb(&fields);
-    request.begin(hashed);
+    request.begin(&fields, hashed);
     let series = Series { tenant: &request.origin.tenant, metric_name: metric.name, labels: &shared.labels };
     let mut known = Known::of(&request.limits, &fields);
     let Scratch { point, numbers, attributes, key } = scratch;
     for part in data {
-        request.records(part, |request, data| {
+        request.records(part, 1, |request, data| {
             point.read(kind, data).map_err(|fault| fault.of(kind.point_name()))?;
             if point.has_count_too_large(kind) {
                 request.refuse(1, Reason::CountTooLarge);

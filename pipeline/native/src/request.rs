@@ -11,6 +11,9 @@ use crate::wire::{
 
 const EVENT_ID_BYTES: usize = 16; // of the digest, all of it
 const FRAMING_BYTES: usize = 64; // of a container file behind its head, and a twin's longer ordinal
+const COUNTS_BYTES: usize = 20; // between head and block, at most: how many records, and how many bytes
+const RESERVED_BYTES: usize = 24; // for a record, beside what it shares and what was sent
+const RESERVED_PERCENT: usize = 110; // since no lane gets just its part
 const FIRST: u8 = 0; // the ordinal of a record that has no equal before it
 const SANE_FROM_NS: i64 = 946_684_800 * 1_000_000_000; // 2000-01-01
 const SANE_AHEAD_NS: i64 = 86_400 * 1_000_000_000; // of the receipt
@@ -84,13 +87,14 @@ pub const CODES: [&str; 7] = [
 pub const SHED: [&str; 4] = ["TRACE", "DEBUG", "INFO", "SPAN"];
 pub const SPAN: usize = 3; // in SHED
 
-/// One container file without its frame.
+/// One container file without its frame, for the beginning of which there is a gap before the block.
 pub struct Group {
     pub partition: u32,
     pub min_time: i64,
     pub max_time: i64,
     pub records: usize,
     pub block: Vec<u8>,
+    pub gap: usize,
 }
 
 /// All of one request; see `pipeline/otlp/encoding.py`.
@@ -139,7 +143,9 @@ pub struct Request<'a> {
     pub shed: [u64; SHED.len()],
     left: [usize; Counted::ALL],
     left_bytes: i64,
-    largest: usize,
+    shape: Shape,
+    shared_bytes: usize, // at the beginning of each record of now,
+    expected: usize,     // and how many bytes there will be of these in a lane
     unhashed: Vec<u8>,
     begun: Vec<State>, // what records begin with, hashed; those of now with the last
     lanes: Vec<Lane>,  // by partition
@@ -160,7 +166,12 @@ impl<'a> Request<'a> {
             shed: Default::default(),
             left: [rules.max_records; Counted::ALL],
             left_bytes: rules.max_encoded_bytes,
-            largest: MAX_VALUE_BYTES.saturating_sub(head.len() + FRAMING_BYTES),
+            shape: Shape {
+                gap: head.len() + COUNTS_BYTES,
+                largest: MAX_VALUE_BYTES.saturating_sub(head.len() + FRAMING_BYTES),
+            },
+            shared_bytes: 0,
+            expected: 0,
             unhashed,
             begun: Vec::new(),
             lanes: vec![Lane::default(); partitions as usize],
@@ -206,7 +217,7 @@ impl<'a> Request<'a> {
                     _ => None,
                 };
                 if let Some(shared) = &shared {
-                    self.begin(shared.hashed);
+                    self.begin(&shared.fields, shared.hashed);
                 }
                 visit(self, shared.as_ref(), &scope)?;
             }
@@ -215,11 +226,18 @@ impl<'a> Request<'a> {
     }
 
     /// Visit one record's bytes after the other; refuse those that are too large, or come when the request is full.
+    ///
+    /// They are spread over so many `lanes`.
     pub fn records(
         &mut self,
         found: &Level,
+        lanes: usize,
         mut visit: impl FnMut(&mut Self, &'a [u8]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
+        let each = EVENT_ID_BYTES + self.unhashed.len() + self.shared_bytes + RESERVED_BYTES;
+        let sent: usize = found.children.iter().map(|child| child.end - child.start).sum();
+        let all = sent.saturating_add(found.children.len().saturating_mul(each));
+        self.expected = (all / lanes.max(1)).saturating_mul(RESERVED_PERCENT) / 100;
         for (n, &Child { start, end, .. }) in found.children.iter().enumerate() {
             if self.left_bytes < 0 {
                 self.refuse(found.children.len() - n, Reason::TooManyBytes);
@@ -300,14 +318,19 @@ impl<'a> Request<'a> {
 
     // The way out: records into container files.
 
+    pub fn partitions(&self) -> usize {
+        self.lanes.len()
+    }
+
     /// CRC-32 of the key, modulo the topic's partitions.
     #[inline]
     pub fn partition(&self, key: &[u8]) -> u32 {
         crc32fast::hash(key) % self.lanes.len().max(1) as u32
     }
 
-    /// The records that follow begin with what was hashed.
-    pub fn begin(&mut self, hashed: State) {
+    /// The records that follow begin with `fields`, which were hashed.
+    pub fn begin(&mut self, fields: &[u8], hashed: State) {
+        self.shared_bytes = fields.len();
         self.begun.push(hashed);
     }
 
@@ -321,7 +344,7 @@ impl<'a> Request<'a> {
         write: impl FnOnce(&mut Limits, &mut Vec<u8>) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let Some(lane) = self.lanes.get_mut(partition as usize) else { return Ok(()) };
-        let bytes = &mut lane.open.bytes;
+        let bytes = lane.open.ready(self.shape, self.expected);
         let start = bytes.len();
         bytes.extend_from_slice(&[0; EVENT_ID_BYTES]);
         bytes.extend_from_slice(&self.unhashed);
@@ -329,7 +352,7 @@ impl<'a> Request<'a> {
         write(&mut self.limits, bytes)?;
         bytes.push(FIRST);
         let size = bytes.len() - start;
-        let reason = if size > self.largest {
+        let reason = if size > self.shape.largest {
             Some(Reason::RecordTooLarge)
         } else {
             self.left_bytes = self.left_bytes.saturating_sub(size as i64);
@@ -343,7 +366,7 @@ impl<'a> Request<'a> {
         if lane.is_empty() {
             self.order.push(partition);
         }
-        lane.keep(Place { start, time, begun: self.begun.len().saturating_sub(1) }, self.largest);
+        lane.keep(Place { start, time, begun: self.begun.len().saturating_sub(1) }, self.shape);
         Ok(())
     }
 
@@ -353,12 +376,19 @@ impl<'a> Request<'a> {
         let mut untimed = 0;
         for &partition in &self.order {
             let Some(lane) = self.lanes.get_mut(partition as usize) else { continue };
-            for block in std::mem::take(lane).identified(&self.begun, self.unhashed.len(), self.largest) {
-                groups.push(block.group(partition, self.origin.received_time, &mut untimed));
+            for block in std::mem::take(lane).identified(&self.begun, self.unhashed.len(), self.shape) {
+                groups.push(block.group(partition, self.shape.gap, (self.origin.received_time, &mut untimed)));
             }
         }
         Encoded { groups, refused: self.refused, shed: self.shed, cut: self.limits.cut, untimed }
     }
+}
+
+/// Of a block: room before its records for what frames them, and how many bytes of records fit a message.
+#[derive(Clone, Copy)]
+struct Shape {
+    gap: usize,
+    largest: usize,
 }
 
 /// The records of one partition, in blocks that each fit a message.
@@ -368,7 +398,7 @@ struct Lane {
     open: Block,
 }
 
-/// Encoded records one after the other.
+/// Encoded records one after the other, behind a gap.
 #[derive(Clone, Default)]
 struct Block {
     bytes: Vec<u8>,
@@ -390,10 +420,12 @@ impl Lane {
 
     /// Keep the record that was written to the open block's end; one that does not fit begins the next.
     #[inline]
-    fn keep(&mut self, place: Place, largest: usize) {
-        if self.open.bytes.len() > largest {
-            let bytes = self.open.bytes.split_off(place.start);
-            let next = Block { bytes, places: vec![Place { start: 0, ..place }] };
+    fn keep(&mut self, place: Place, shape: Shape) {
+        if self.open.bytes.len() - shape.gap > shape.largest {
+            let mut next = Block::default();
+            let bytes = next.ready(shape, 0);
+            bytes.extend(self.open.bytes.drain(place.start..));
+            next.places.push(Place { start: shape.gap, ..place });
             self.full.push(std::mem::replace(&mut self.open, next));
         } else {
             self.open.places.push(place);
@@ -401,7 +433,7 @@ impl Lane {
     }
 
     /// The blocks with ids; equal records get their ordinals, and so ids of their own.
-    fn identified(self, begun: &[State], unhashed: usize, largest: usize) -> Vec<Block> {
+    fn identified(self, begun: &[State], unhashed: usize, shape: Shape) -> Vec<Block> {
         let mut blocks = self.full;
         if !self.open.places.is_empty() {
             blocks.push(self.open);
@@ -412,7 +444,7 @@ impl Lane {
         ids.sort_unstable();
         ids.dedup();
         if ids.len() < records {
-            blocks = with_ordinals(blocks, largest);
+            blocks = with_ordinals(blocks, shape);
             blocks.iter_mut().for_each(|block| block.identify(begun, unhashed));
         }
         blocks
@@ -420,20 +452,21 @@ impl Lane {
 }
 
 /// The same records in the same order, with the ordinals of those that are equal to one before.
-fn with_ordinals(blocks: Vec<Block>, largest: usize) -> Vec<Block> {
+fn with_ordinals(blocks: Vec<Block>, shape: Shape) -> Vec<Block> {
     let mut seen: HashMap<u128, i64> = HashMap::new();
     let mut lane = Lane::default();
     for block in blocks {
         for ((record, id), &place) in block.records().zip(block.ids()).zip(&block.places) {
             let ordinal = seen.entry(id).or_default();
-            let start = lane.open.bytes.len();
-            lane.open.bytes.extend_from_slice(record);
+            let bytes = lane.open.ready(shape, 0);
+            let start = bytes.len();
+            bytes.extend_from_slice(record);
             if *ordinal > 0 {
-                lane.open.bytes.pop();
-                avro::long(&mut lane.open.bytes, *ordinal);
+                bytes.pop();
+                avro::long(bytes, *ordinal);
             }
             *ordinal += 1;
-            lane.keep(Place { start, ..place }, largest);
+            lane.keep(Place { start, ..place }, shape);
         }
     }
     lane.full.push(lane.open);
@@ -441,6 +474,16 @@ fn with_ordinals(blocks: Vec<Block>, largest: usize) -> Vec<Block> {
 }
 
 impl Block {
+    /// Its bytes, with the gap, and with room for as many as are expected.
+    #[inline]
+    fn ready(&mut self, shape: Shape, expected: usize) -> &mut Vec<u8> {
+        if self.bytes.is_empty() {
+            self.bytes.reserve(shape.gap + FRAMING_BYTES + expected.min(shape.largest));
+            self.bytes.resize(shape.gap, 0);
+        }
+        &mut self.bytes
+    }
+
     fn records(&self) -> impl Iterator<Item = &[u8]> {
         let ends = self.places.iter().skip(1).map(|place| place.start).chain([self.bytes.len()]);
         self.places.iter().zip(ends).map(|(place, end)| self.bytes.get(place.start..end).unwrap_or_default())
@@ -465,7 +508,7 @@ impl Block {
     }
 
     /// The block as one message; the receipt stands for times that are none.
-    fn group(self, partition: u32, received: i64, untimed: &mut u64) -> Group {
+    fn group(self, partition: u32, gap: usize, (received, untimed): (i64, &mut u64)) -> Group {
         let latest = received.saturating_add(SANE_AHEAD_NS);
         let (mut min_time, mut max_time) = (i64::MAX, i64::MIN);
         for &Place { mut time, .. } in &self.places {
@@ -476,7 +519,7 @@ impl Block {
             min_time = min_time.min(time);
             max_time = max_time.max(time);
         }
-        Group { partition, records: self.places.len(), min_time, max_time, block: self.bytes }
+        Group { partition, records: self.places.len(), min_time, max_time, block: self.bytes, gap }
     }
 }
 

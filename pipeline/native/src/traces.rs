@@ -143,7 +143,8 @@ pub fn encode(mut request: Request) -> Result<Encoded, Refusal> {
             request.refuse(scope_spans.children.len(), Reason::RecordTooLarge);
             return Ok(());
         };
-        request.records(scope_spans, |request, data| {
+        let partitions = request.partitions();
+        request.records(scope_spans, partitions, |request, data| {
             let span = read(data, &mut raws).map_err(|fault| fault.of("Span"))?;
             if !is_id(span.trace_id, 16) {
                 request.refuse(1, Reason::InvalidTraceId);

@@ -1,5 +1,6 @@
 //! OTLP's values and attributes as text, within the rules; see `pipeline/otlp/values.py`, which is the reference.
 
+use std::cmp::Ordering;
 use std::io::Write;
 
 use base64::Engine;
@@ -170,8 +171,30 @@ impl<'a> Piece<'a> {
 /// The attributes of one owner: sorted by key, each key once.
 #[derive(Default)]
 pub struct Attributes<'a> {
-    entries: Vec<(Piece<'a>, Piece<'a>)>,
+    entries: Vec<Entry<'a>>,
     made: Vec<u8>,
+}
+
+struct Entry<'a> {
+    rank: u64,
+    key: Piece<'a>,
+    text: Piece<'a>,
+}
+
+/// The first bytes of a key: where they differ, keys sort as they do.
+#[inline]
+fn rank(key: &[u8]) -> u64 {
+    match key.first_chunk() {
+        Some(first) => u64::from_be_bytes(*first),
+        None => key.iter().fold(0, |rank, byte| rank << 8 | u64::from(*byte)) << (8 * (8 - key.len() as u32)).min(63),
+    }
+}
+
+impl Entry<'_> {
+    #[inline]
+    fn compared(&self, other: &Self, made: &[u8]) -> Ordering {
+        self.rank.cmp(&other.rank).then_with(|| self.key.bytes(made).cmp(other.key.bytes(made)))
+    }
 }
 
 impl<'a> Attributes<'a> {
@@ -183,14 +206,19 @@ impl<'a> Attributes<'a> {
         limits.cut += over as u64;
         let mut sorted = true;
         for raw in raws.iter().take(limits.most) {
-            let (key, value) = key_value(raw, DEPTH).map_err(|fault| fault.of("KeyValue"))?;
-            let (key, key_whole) = self.within(key.as_bytes(), limits.key_bytes);
-            let (text, text_whole) = self.value(&value, limits);
-            limits.cut += u64::from(!(key_whole && text_whole));
-            if let Some((last, _)) = self.entries.last() {
-                sorted &= last.bytes(&self.made) < key.bytes(&self.made);
+            let (key, text) = match short_text(raw) {
+                Some((key, value)) if key.len() <= limits.key_bytes && value.len() <= limits.text_bytes => {
+                    let texts = text(key).and_then(|key| Ok((key, text(value)?)));
+                    let (key, value) = texts.map_err(|fault| fault.of("KeyValue"))?;
+                    (Piece::Sent(key.as_bytes()), Piece::Sent(value.as_bytes()))
+                }
+                _ => self.any(raw, limits)?,
+            };
+            let entry = Entry { rank: rank(key.bytes(&self.made)), key, text };
+            if let Some(last) = self.entries.last() {
+                sorted &= last.compared(&entry, &self.made).is_lt();
             }
-            self.entries.push((key, text));
+            self.entries.push(entry);
         }
         if !sorted {
             self.sort();
@@ -198,12 +226,21 @@ impl<'a> Attributes<'a> {
         Ok(over)
     }
 
+    /// Key and text of any KeyValue.
+    fn any(&mut self, raw: &'a [u8], limits: &mut Limits) -> Result<(Piece<'a>, Piece<'a>), Refusal> {
+        let (key, value) = key_value(raw, DEPTH).map_err(|fault| fault.of("KeyValue"))?;
+        let (key, key_whole) = self.within(key.as_bytes(), limits.key_bytes);
+        let (text, text_whole) = self.value(&value, limits);
+        limits.cut += u64::from(!(key_whole && text_whole));
+        Ok((key, text))
+    }
+
     /// By key; of equal keys the last stays.
     fn sort(&mut self) {
         let made = &self.made;
         self.entries.reverse();
-        self.entries.sort_by(|a, b| a.0.bytes(made).cmp(b.0.bytes(made)));
-        self.entries.dedup_by(|later, first| later.0.bytes(made) == first.0.bytes(made));
+        self.entries.sort_by(|a, b| a.compared(b, made));
+        self.entries.dedup_by(|later, first| later.compared(first, made).is_eq());
     }
 
     fn value(&mut self, value: &Any<'a>, limits: &Limits) -> (Piece<'a>, bool) {
@@ -250,7 +287,7 @@ impl<'a> Attributes<'a> {
 
     /// Keys and texts.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.entries.iter().map(|(key, text)| (key.bytes(&self.made), text.bytes(&self.made)))
+        self.entries.iter().map(|entry| (entry.key.bytes(&self.made), entry.text.bytes(&self.made)))
     }
 
     /// As an Avro map.
