@@ -88,13 +88,15 @@ class Held:
                 if isinstance(error, TimeoutError):
                     raise Unavailable("gateway.max_in_flight_bytes are under way: come again.") from None
                 raise
-        self._bytes += size
-        metrics.HELD_BYTES.set(admission._held_bytes)
+        self._hold(self._bytes + size)
 
     def resize(self, size: int) -> None:
         """Hold `size` bytes from now on, without waiting: what was let in is not turned away half way."""
-        admission = self._admission
-        admission._held_bytes += size - self._bytes
-        self._bytes = size
-        metrics.HELD_BYTES.set(admission._held_bytes)
-        admission.room_made()
+        self._admission._held_bytes += size - self._bytes
+        self._hold(size)
+        self._admission.room_made()
+
+    def _hold(self, size: int) -> None:
+        if size != self._bytes:
+            self._bytes = size
+            metrics.HELD_BYTES.set(self._admission._held_bytes)

@@ -141,15 +141,18 @@ class Exports:
 
     async def answered(self, call: Call, way: Awaitable[Answer]) -> Answer:
         """What `way` comes to, its failures as answers, counted."""
-        with metrics.IN_FLIGHT.labels(call.protocol).track_inprogress():
-            try:
-                answer = await way
-            except PipelineError as error:
-                answer = answers.failure(error, self._settings.retry_after_s)
-            except Exception:
-                log.exception("a request failed")
-                answer = answers.bug()
-        metrics.REQUESTS.labels(call.protocol, call.signal, answer.outcome).inc()
+        in_flight = metrics.child(metrics.IN_FLIGHT, call.protocol)
+        in_flight.inc()
+        try:
+            answer = await way
+        except PipelineError as error:
+            answer = answers.failure(error, self._settings.retry_after_s)
+        except Exception:
+            log.exception("a request failed")
+            answer = answers.bug()
+        finally:
+            in_flight.dec()
+        metrics.child(metrics.REQUESTS, call.protocol, call.signal, answer.outcome).inc()
         return answer
 
     async def accepted(self, call: Call, body: Body, job: Callable[[], Awaitable["Job[Found]"]]) -> Found:
@@ -175,11 +178,11 @@ class Exports:
             held.resize(0)  # from here on the intake counts its bytes
             tenant.take(records=found.accepted)
             await self._intake.make_safe(Stream(call.signal, work.schema, tenant.name), found.groups, call.traceparent)
-        metrics.ACCEPTED.labels(call.signal, tenant.name).inc(found.accepted)
+        metrics.child(metrics.ACCEPTED, call.signal, tenant.name).inc(found.accepted)
         if found.untimed:
             metrics.UNTIMED.labels(call.signal, tenant.name).inc(found.untimed)
         work.count(found, tenant.name)
-        metrics.REQUEST_SECONDS.labels(call.signal).observe(time.perf_counter() - started)
+        metrics.child(metrics.REQUEST_SECONDS, call.signal).observe(time.perf_counter() - started)
         return found
 
     async def _encoded(self, tenant: Tenant, work: "Job[Found]", received: bytes, how: tuple[str, Held]) -> Found:

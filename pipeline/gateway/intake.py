@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.errors import Unavailable
-from pipeline.gateway.outlet import Outlet, Safe
+from pipeline.gateway.outlet import Outlet
+from pipeline.kafka.producer import Settled
 from pipeline.otlp import Rules
 from pipeline.record import container, schema
 from pipeline.record.framing import MAX_VALUE_BYTES, Group
@@ -50,17 +51,18 @@ class Intake:
         Raise Unavailable where that did not happen in time: then nothing is promised, and the client's retry gives
         the same event_ids.
         """
-        safe = {self._lane(stream, group.partition).add(group, traceparent) for group in groups}
-        if not safe:
+        if not groups:
             return
-        # asyncio.wait leaves the futures alone when this request is cancelled: others share them.
-        done, pending = await asyncio.wait(safe, timeout=self._within_s)
-        if pending:
-            raise Unavailable("Neither Kafka nor the spool acknowledged in time.")
-        for future in done:
-            failure = future.result()
-            if failure is not None:
-                raise failure
+        waiting = _Waiting(len(groups))
+        for group in groups:
+            self._lane(stream, group.partition).add(group, traceparent, waiting.settled)
+        late = asyncio.get_running_loop().call_later(self._within_s, waiting.late)
+        try:
+            failure = await waiting.future
+        finally:
+            late.cancel()
+        if failure is not None:
+            raise failure
 
     def count(self, size: int) -> None:
         """`size` more bytes (or fewer) wait for an acknowledgement."""
@@ -74,6 +76,28 @@ class Intake:
         if lane is None:
             lane = self._lanes[key] = _Lane(self, self._outlet, self._region, (stream, partition))
         return lane
+
+
+class _Waiting:
+    """One request, until all of its groups are settled, or it is too late for them."""
+
+    def __init__(self, groups: int) -> None:
+        self.future: asyncio.Future[Unavailable | None] = asyncio.get_running_loop().create_future()
+        self._left = groups
+        self._failure: Unavailable | None = None
+
+    def settled(self, failure: Unavailable | None) -> None:
+        self._left -= 1
+        self._failure = self._failure or failure
+        if not self._left:
+            self._end(self._failure)
+
+    def late(self) -> None:
+        self._end(Unavailable("Neither Kafka nor the spool acknowledged in time."))
+
+    def _end(self, failure: Unavailable | None) -> None:
+        if not self.future.done():
+            self.future.set_result(failure)
 
 
 class _Lane:
@@ -102,10 +126,10 @@ class _Lane:
         self._gathered_records = 0
         self._traceparent = ""
         self._under_way = 0
-        self._next: Safe = asyncio.get_running_loop().create_future()
+        self._waiting: list[Settled] = []
 
-    def add(self, group: Group, traceparent: str) -> Safe:
-        """Take one container file; the future is done when the message that carries it is."""
+    def add(self, group: Group, traceparent: str, settled: Settled) -> None:
+        """Take one container file; it is settled when the message that carries it is."""
         size = len(group.value)
         if self._gathered_bytes + size > MAX_VALUE_BYTES:
             self._send()
@@ -114,18 +138,17 @@ class _Lane:
         self._gathered_bytes += size
         self._gathered_records += group.records
         self._traceparent = self._traceparent or traceparent
-        acknowledged = self._next
+        self._waiting.append(settled)
         if not self._under_way or self._gathered_records >= ENOUGH_RECORDS or self._gathered_bytes >= ENOUGH_BYTES:
             self._send()
-        return acknowledged
 
     def _send(self) -> None:
         if not self._gathered:
             return
-        groups, acknowledged, records = self._gathered, self._next, self._gathered_records
+        groups, waiting, records = self._gathered, self._waiting, self._gathered_records
         size, traceparent = self._gathered_bytes, self._traceparent
         self._gathered, self._gathered_bytes, self._gathered_records, self._traceparent = [], 0, 0, ""
-        self._next = asyncio.get_running_loop().create_future()
+        self._waiting = []
         self._under_way += 1
         headers = [
             *self._headers,
@@ -140,12 +163,13 @@ class _Lane:
         self._message_records.observe(records)
         started = time.perf_counter()
 
-        def done(safe: Safe) -> None:
+        def done(failure: Unavailable | None) -> None:
             self._under_way -= 1
             self._intake.count(-size)
             self._safe_seconds.observe(time.perf_counter() - started)
-            acknowledged.set_result(safe.result())
+            for settled in waiting:
+                settled(failure)
             if not self._under_way:
                 self._send()
 
-        self._outlet.deliver(message, self._labels).add_done_callback(done)
+        self._outlet.deliver(message, self._labels, done)

@@ -12,7 +12,7 @@ import time
 import structlog
 
 from pipeline.errors import PipelineError, Unavailable
-from pipeline.kafka.producer import Publisher
+from pipeline.kafka.producer import Publisher, Settled
 from pipeline.otlp import Rules
 from pipeline.record.schema import Signal
 from pipeline.settings import SpoolSettings
@@ -21,7 +21,6 @@ from pipeline.spool.spool import Spool
 from pipeline.telemetry import metrics
 
 log = structlog.get_logger()
-Safe = asyncio.Future[Unavailable | None]
 DRAIN_MESSAGES = 200  # published together, and then deleted together
 DRAIN_BYTES = 4 * 1024 * 1024
 TRIED_MESSAGES = 10  # while it is not known whether Kafka acknowledges again
@@ -33,7 +32,7 @@ WARNING = 13  # the severity number of WARN
 
 
 class Outlet:
-    """One process's way out. `deliver` gives what `Publisher.publish` gives, and falls back on the spool."""
+    """One process's way out. `deliver` does what `Publisher.send` does, and falls back on the spool."""
 
     def __init__(self, publisher: Publisher, spool: Spool, settings: SpoolSettings) -> None:
         self._publisher = publisher
@@ -80,15 +79,13 @@ class Outlet:
             return f"{level.records} records wait in the spool, the oldest for {level.oldest_s or 0:.0f} s"
         return None
 
-    def deliver(self, message: Message, labels: tuple[Signal, str]) -> Safe:
-        """Make one message safe; the result is None when it is, else why it is not known to be. Never blocks."""
-        safe: Safe = asyncio.get_running_loop().create_future()
+    def deliver(self, message: Message, labels: tuple[Signal, str], settled: Settled) -> None:
+        """Make one message safe; settle it with None when it is, else with why it is not known to be. Never blocks."""
 
-        def published(acknowledged: Safe) -> None:
-            failure = acknowledged.result()
+        def published(failure: Unavailable | None) -> None:
             if failure is None:
-                metrics.PUBLISHED.labels(*labels).inc(message.records)
-                safe.set_result(None)
+                metrics.child(metrics.PUBLISHED, *labels).inc(message.records)
+                settled(None)
                 return
             if not self._spooling:
                 log.warning("Kafka is away: records go to the spool", reason=str(failure))
@@ -107,13 +104,12 @@ class Outlet:
             if failure is not None and not isinstance(failure, Unavailable):
                 log.error("the spool failed", exc_info=failure)
                 failure = Unavailable("The spool failed.")
-            safe.set_result(failure)
+            settled(failure)
 
         if self._away():
             spool()
         else:
-            self._publish(message, message.partition).add_done_callback(published)
-        return safe
+            self._publisher.send(message.topic, message.partition, message.value, message.headers, published)
 
     async def drain(self, stop: asyncio.Event) -> None:
         """Bring what is spooled to Kafka until `stop`; on return nothing of ours touches the spool any more."""
@@ -128,9 +124,6 @@ class Outlet:
                 log.warning("the spool cannot be drained now", reason=str(error))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), rest_s)
-
-    def _publish(self, message: Message, partition: int) -> Safe:
-        return self._publisher.publish(message.topic, partition, message.value, message.headers)
 
     def _away(self) -> bool:
         return self._spooling or self._publisher.unready() is not None
@@ -159,8 +152,8 @@ class Outlet:
         """Those that Kafka acknowledged."""
         under_way = []
         for _, _, message in stored:
-            count = self._publisher.partitions(message.topic)
-            under_way.append(self._publish(message, message.partition % count))  # a topic made anew may have fewer
+            partition = message.partition % self._publisher.partitions(message.topic)  # made anew it may have fewer
+            under_way.append(self._publisher.publish(message.topic, partition, message.value, message.headers))
         failures = await asyncio.gather(*under_way)
         sent = [each for each, failure in zip(stored, failures, strict=True) if failure is None]
         if len(sent) < len(stored):

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -15,6 +15,7 @@ from pipeline.settings import KafkaSettings
 
 log = structlog.get_logger()
 Headers = Sequence[tuple[str, bytes | None]]
+Settled = Callable[[Unavailable | None], None]
 ANY_PARTITION = -1
 PROBE_S = 2.0
 BUSY_POLL_S, IDLE_POLL_S = 0.001, 0.1  # for acknowledgements; idle, for errors alone
@@ -103,8 +104,8 @@ class Outbox:
 class Publisher:
     """One idempotent producer for one event loop.
 
-    `publish` returns a future whose result is None once all in-sync replicas have the message, or the Unavailable that
-    says why that is not known; the same message may then still arrive later. Order within a partition is kept.
+    A message is settled with None once all in-sync replicas have it, or with the Unavailable that says why that is not
+    known; the same message may then still arrive later. Order within a partition is kept.
     """
 
     def __init__(self, settings: KafkaSettings, topics: Sequence[str], *, within_s: float) -> None:
@@ -144,33 +145,39 @@ class Publisher:
     def publish(
         self, topic: str, partition: int, value: bytes, headers: Headers
     ) -> "asyncio.Future[Unavailable | None]":
-        """Queue one message; never blocks."""
-        return self._produce(topic, partition=partition, value=value, headers=[*headers])
+        """Queue one message; never blocks. The future is done with what the message is settled with."""
+        acknowledged: asyncio.Future[Unavailable | None] = self._loop.create_future()
+        self.send(topic, partition, value, headers, lambda failure: _settle(acknowledged, failure))
+        return acknowledged
+
+    def send(self, topic: str, partition: int, value: bytes, headers: Headers, settled: Settled) -> None:
+        """Queue one message; never blocks. `settled` is called in the loop, at once where there is no room."""
+        self._produce(topic, settled, partition=partition, value=value, headers=[*headers])
 
     def remove(self, topic: str, partition: int, key: bytes) -> "asyncio.Future[Unavailable | None]":
         """Queue the news, for a compacted topic, that `key` has no value any more; never blocks."""
-        return self._produce(topic, partition=partition, key=key, value=None)
-
-    def _produce(self, topic: str, **message: Any) -> "asyncio.Future[Unavailable | None]":
         acknowledged: asyncio.Future[Unavailable | None] = self._loop.create_future()
+        self._produce(topic, lambda failure: _settle(acknowledged, failure), partition=partition, key=key, value=None)
+        return acknowledged
 
+    def _produce(self, topic: str, settled: Settled, **message: Any) -> None:
         def on_delivery(error: KafkaError | None, _: Message) -> None:
-            result = None if error is None else Unavailable(f"Kafka did not acknowledge in time: {error.str()}.")
+            failure = None if error is None else Unavailable(f"Kafka did not acknowledge in time: {error.str()}.")
             if threading.get_ident() == self._thread:
-                _settle(acknowledged, result)
+                settled(failure)
             else:  # that of `close`
-                self._loop.call_soon_threadsafe(_settle, acknowledged, result)
+                self._loop.call_soon_threadsafe(settled, failure)
 
         try:
             self._producer.produce(self._named(topic), **message, on_delivery=on_delivery)
         except BufferError:
-            acknowledged.set_result(Unavailable("The queue to Kafka is full."))
+            settled(Unavailable("The queue to Kafka is full."))
         except KafkaException as error:
-            acknowledged.set_result(Unavailable(f"Kafka refused a message: {error.args[0].str()}."))
+            settled(Unavailable(f"Kafka refused a message: {error.args[0].str()}."))
         if not self._busy:
+            self._busy = True  # what is produced by a callback of this poll does not poll inside it
             self._polling.cancel()
             self._poll()
-        return acknowledged
 
     def unready(self) -> str | None:
         """Why publishing would not work now, or None."""
@@ -192,9 +199,11 @@ class Publisher:
         """Serve librdkafka's callbacks in the loop: a thread for them would take the GIL and wake us for each."""
         if self._stop.is_set():
             return
-        self._producer.poll(0)
-        self._busy = len(self._producer) > 0
-        self._polling = self._loop.call_later(BUSY_POLL_S if self._busy else IDLE_POLL_S, self._poll)
+        try:
+            self._producer.poll(0)
+        finally:
+            self._busy = len(self._producer) > 0
+            self._polling = self._loop.call_later(BUSY_POLL_S if self._busy else IDLE_POLL_S, self._poll)
 
     def _probe(self) -> None:
         while not self._stop.is_set():

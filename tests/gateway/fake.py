@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import fastavro
 
 from pipeline.errors import Unavailable
-from pipeline.kafka.producer import Headers
+from pipeline.kafka.producer import Headers, Settled
 
 
 class Published(NamedTuple):
@@ -32,7 +32,7 @@ class FakePublisher:
         self.asked = True
         self.poison: bytes | None = None  # a value that is never acknowledged
         self._partitions = partitions
-        self._held: list[asyncio.Future[Unavailable | None]] = []
+        self._held: list[Settled] = []
 
     def partitions(self, topic: str) -> int:
         if self.away:
@@ -43,21 +43,24 @@ class FakePublisher:
         self, topic: str, partition: int, value: bytes, headers: Headers
     ) -> "asyncio.Future[Unavailable | None]":
         acknowledged: asyncio.Future[Unavailable | None] = asyncio.get_running_loop().create_future()
+        self.send(topic, partition, value, headers, acknowledged.set_result)
+        return acknowledged
+
+    def send(self, topic: str, partition: int, value: bytes, headers: Headers, settled: Settled) -> None:
         self.published.append(Published(topic, partition, value, dict(headers)))
         if self.hold:
-            self._held.append(acknowledged)
+            self._held.append(settled)
         else:
             refused = self.away or ("too large" if value == self.poison else None)
-            acknowledged.set_result(Unavailable(refused) if refused else None)
-        return acknowledged
+            settled(Unavailable(refused) if refused else None)
 
     def known_partitions(self) -> dict[str, int]:
         return dict.fromkeys(("logs_raw", "metrics_raw", "traces_raw", "events_raw"), self._partitions)
 
     def release(self, failure: Unavailable | None = None) -> None:
         held, self._held = self._held, []
-        for acknowledged in held:
-            acknowledged.set_result(failure)
+        for settled in held:
+            settled(failure)
 
     def unready(self) -> str | None:
         return self.away

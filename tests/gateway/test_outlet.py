@@ -10,12 +10,13 @@ import pytest
 from pipeline.errors import Unavailable
 from pipeline.gateway.outlet import Outlet
 from pipeline.otlp import Rules
+from pipeline.record.schema import Signal
 from pipeline.settings import SpoolSettings
 from pipeline.spool.message import Message
 from pipeline.spool.spool import Level, Spool
 from tests.gateway.fake import FakePublisher
 
-LABELS = ("logs", "default")
+LABELS: tuple[Signal, str] = ("logs", "default")
 
 
 def message(n: int, partition: int = 0) -> Message:
@@ -28,6 +29,11 @@ class World:
         self.settings = SpoolSettings(directory=directory, min_free_bytes=0, drain_bytes_per_s=drain_bytes_per_s)
         self.spool = Spool(self.settings)
         self.outlet = Outlet(self.publisher, self.spool, self.settings)  # type: ignore[arg-type]
+
+    def deliver(self, message: Message) -> "asyncio.Future[Unavailable | None]":
+        safe: asyncio.Future[Unavailable | None] = asyncio.get_running_loop().create_future()
+        self.outlet.deliver(message, LABELS, safe.set_result)
+        return safe
 
     def published(self) -> list[bytes]:
         return [one.value for one in self.publisher.published]
@@ -64,13 +70,13 @@ def test_while_kafka_is_away_messages_are_spooled_and_later_published_in_order(r
 
     async def scenario(world: World) -> None:
         world.publisher.away = "Kafka is away"
-        assert await asyncio.gather(*[world.outlet.deliver(message(n), LABELS) for n in range(50)]) == [None] * 50
+        assert await asyncio.gather(*[world.deliver(message(n)) for n in range(50)]) == [None] * 50
         assert world.published() == []
         assert world.spool.level().messages == 50
         world.publisher.away = None
         await until(lambda: world.spool.level().messages == 0)
         assert world.published() == [b"%d" % n for n in range(50)]
-        assert await world.outlet.deliver(message(50), LABELS) is None
+        assert await world.deliver(message(50)) is None
         assert world.published()[-1] == b"50"
 
     run(scenario)
@@ -83,11 +89,11 @@ def test_a_message_that_is_not_acknowledged_is_spooled_and_those_behind_it_do_no
 
     async def scenario(world: World) -> None:
         world.publisher.hold = True
-        first = world.outlet.deliver(message(1), LABELS)
+        first = world.deliver(message(1))
         await asyncio.sleep(0.01)
         world.publisher.release(Unavailable("timed out"))
         assert await first is None
-        assert await world.outlet.deliver(message(2), LABELS) is None
+        assert await world.deliver(message(2)) is None
         assert world.outlet.degraded() is not None
         await until(lambda: len(world.published()) > 1)  # the drain tries what is there
         assert world.published()[1] == b"1"
@@ -107,7 +113,7 @@ def test_the_drain_keeps_its_rate(run: Callable[..., None]) -> None:
         world.publisher.away = "Kafka is away"
         for n in range(10):
             big = message(n)._replace(value=bytes(1_000_000))
-            assert await world.outlet.deliver(big, LABELS) is None
+            assert await world.deliver(big) is None
         world.publisher.away = None
         started = asyncio.get_running_loop().time()
         await until(lambda: world.spool.level().messages == 0)
@@ -126,7 +132,7 @@ def test_when_neither_takes_it_the_sender_hears_so(run: Callable[..., None], mon
         monkeypatch.setattr(world.spool, "level", lambda: Level(1.0, 10, 1, 1, 5.0))
         assert world.outlet.unready() is None
         world.publisher.away = "Kafka is away"
-        assert "full" in str(await world.outlet.deliver(message(1), LABELS))
+        assert "full" in str(await world.deliver(message(1)))
         assert "spool is full" in (world.outlet.unready() or "")
 
     run(scenario)
@@ -159,7 +165,7 @@ def test_a_topic_made_anew_with_fewer_partitions_still_takes_what_was_spooled(ru
 
     async def scenario(world: World) -> None:
         world.publisher.away = "Kafka is away"
-        await world.outlet.deliver(message(1, partition=9), LABELS)
+        await world.deliver(message(1, partition=9))
         world.publisher.away = None
         await until(lambda: world.published() == [b"1"])
         assert world.publisher.published[0].partition == 1
@@ -193,12 +199,12 @@ def test_a_message_that_kafka_never_takes_keeps_no_other_waiting(run: Callable[.
         world.publisher.poison = b"0"
         world.publisher.away = "Kafka is away"
         for n in range(30):
-            assert await world.outlet.deliver(message(n), LABELS) is None
+            assert await world.deliver(message(n)) is None
         world.publisher.away = None
         await until(lambda: world.spool.level().messages == 1)
         assert set(world.published()) == {b"%d" % n for n in range(30)}
         await until(lambda: "wait in the spool" in (world.outlet.degraded() or ""))
-        assert await world.outlet.deliver(message(30), LABELS) is None
+        assert await world.deliver(message(30)) is None
         assert (world.published()[-1], world.spool.level().messages) == (b"30", 1)
 
     run(scenario)
