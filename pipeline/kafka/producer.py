@@ -31,7 +31,7 @@ def _configuration(settings: KafkaSettings, within_s: float) -> dict[str, Any]:
         "enable.idempotence": True,
         "compression.type": "zstd",
         "compression.level": 1,
-        "linger.ms": 1,  # intake gathers already: more only adds to every answer
+        "linger.ms": 1,
         "message.timeout.ms": int(within_s * 1000),
         "message.max.bytes": MAX_MESSAGE_BYTES,
         "reconnect.backoff.max.ms": 1000,
@@ -121,6 +121,7 @@ class Publisher:
         self._producer = Producer(
             {
                 **_configuration(settings, within_s),
+                "linger.ms": 0,  # intake gathers already: to wait only adds to every answer
                 "queue.buffering.max.kbytes": QUEUE_KBYTES,
                 "error_cb": self._on_error,
             }
