@@ -11,10 +11,12 @@ use crate::request::{Refusal, Rules};
 use crate::wire::{DEPTH, Fault, Fields, MAX_VALUE_BYTES, Text, Wire, inside, text};
 
 const CUT: &str = "…[cut]"; // ends a key or text that was cut
+const LONGEST_SHORT: usize = 5; // digits of a small number
 const TOO_DEEP: &str = "…[too deep]"; // stands in for a value nested deeper than max_depth
 const KEY: u8 = 0x0A; // tags of LENGTH: field 1 of a KeyValue,
 const VALUE: u8 = 0x12; // its field 2,
-const TEXT: u8 = 0x0A; // and field 1 of an AnyValue
+const TEXT: u8 = 0x0A; // and field 1 of an AnyValue,
+const INT: u8 = 0x18; // or its field 3, of VARINT
 
 /// An AnyValue; a text, bytes and keys lie in what was sent.
 #[derive(Default)]
@@ -80,19 +82,32 @@ impl<'a> Any<'a> {
     }
 }
 
-/// The key and the text of a KeyValue as nearly every one is sent: just these, in this order, each short.
+/// A KeyValue as nearly every one is sent: a short key, then a short text or a small number.
+enum Short<'a> {
+    Text(&'a [u8], &'a [u8]),
+    Int(&'a [u8], i64),
+}
+
 #[inline]
-fn short_text(data: &[u8]) -> Option<(&[u8], &[u8])> {
+fn short(data: &[u8]) -> Option<Short<'_>> {
     let (&[KEY, key_size @ ..0x80], rest) = data.split_first_chunk()? else { return None };
     let (key, rest) = rest.split_at_checked(key_size as usize)?;
-    let (&[VALUE, value_size @ ..0x80, TEXT, text_size], text) = rest.split_first_chunk()? else { return None };
-    (value_size as usize == text.len() + 2 && text_size as usize == text.len()).then_some((key, text))
+    let (&[VALUE, value_size @ ..0x80], value) = rest.split_first_chunk()? else { return None };
+    if value_size as usize != value.len() {
+        return None;
+    }
+    match *value {
+        [TEXT, size @ ..0x80, ref text @ ..] if size as usize == text.len() => Some(Short::Text(key, text)),
+        [INT, n @ ..0x80] => Some(Short::Int(key, i64::from(n))),
+        [INT, low @ 0x80..=0xFF, high @ ..0x80] => Some(Short::Int(key, i64::from(low & 0x7F) | i64::from(high) << 7)),
+        _ => None,
+    }
 }
 
 /// A KeyValue.
 #[inline]
 pub fn key_value(data: &[u8], depth: usize) -> Result<(Text<'_>, Any<'_>), Fault> {
-    if let Some((key, value)) = short_text(data)
+    if let Some(Short::Text(key, value)) = short(data)
         && depth > 0
     {
         return Ok((text(key)?, Any::Text(text(value)?)));
@@ -171,29 +186,22 @@ impl<'a> Piece<'a> {
 /// The attributes of one owner: sorted by key, each key once.
 #[derive(Default)]
 pub struct Attributes<'a> {
-    entries: Vec<Entry<'a>>,
+    entries: Vec<(Piece<'a>, Piece<'a>)>, // as sent,
+    order: Vec<Rank>,                     // and sorted
     made: Vec<u8>,
 }
 
-struct Entry<'a> {
-    rank: u64,
-    key: Piece<'a>,
-    text: Piece<'a>,
+struct Rank {
+    first: u64, // bytes of the key
+    place: usize,
 }
 
 /// The first bytes of a key: where they differ, keys sort as they do.
 #[inline]
-fn rank(key: &[u8]) -> u64 {
+fn first_bytes(key: &[u8]) -> u64 {
     match key.first_chunk() {
         Some(first) => u64::from_be_bytes(*first),
-        None => key.iter().fold(0, |rank, byte| rank << 8 | u64::from(*byte)) << (8 * (8 - key.len() as u32)).min(63),
-    }
-}
-
-impl Entry<'_> {
-    #[inline]
-    fn compared(&self, other: &Self, made: &[u8]) -> Ordering {
-        self.rank.cmp(&other.rank).then_with(|| self.key.bytes(made).cmp(other.key.bytes(made)))
+        None => key.iter().fold(0, |first, byte| first << 8 | u64::from(*byte)) << (8 * (8 - key.len() as u32)).min(63),
     }
 }
 
@@ -201,24 +209,30 @@ impl<'a> Attributes<'a> {
     /// Read KeyValues, within the limits; what is over the count is not looked into. Gives how many that were.
     pub fn read(&mut self, raws: &[&'a [u8]], limits: &mut Limits) -> Result<usize, Refusal> {
         self.entries.clear();
+        self.order.clear();
         self.made.clear();
         let over = raws.len().saturating_sub(limits.most);
         limits.cut += over as u64;
         let mut sorted = true;
         for raw in raws.iter().take(limits.most) {
-            let (key, text) = match short_text(raw) {
-                Some((key, value)) if key.len() <= limits.key_bytes && value.len() <= limits.text_bytes => {
+            let (key, value) = match short(raw) {
+                Some(Short::Text(key, value)) if key.len() <= limits.key_bytes && value.len() <= limits.text_bytes => {
                     let texts = text(key).and_then(|key| Ok((key, text(value)?)));
                     let (key, value) = texts.map_err(|fault| fault.of("KeyValue"))?;
                     (Piece::Sent(key.as_bytes()), Piece::Sent(value.as_bytes()))
                 }
+                Some(Short::Int(key, n)) if key.len() <= limits.key_bytes && limits.text_bytes >= LONGEST_SHORT => {
+                    let key = text(key).map_err(|fault| fault.of("KeyValue"))?;
+                    (Piece::Sent(key.as_bytes()), self.number(n))
+                }
                 _ => self.any(raw, limits)?,
             };
-            let entry = Entry { rank: rank(key.bytes(&self.made)), key, text };
-            if let Some(last) = self.entries.last() {
-                sorted &= last.compared(&entry, &self.made).is_lt();
+            let rank = Rank { first: first_bytes(key.bytes(&self.made)), place: self.entries.len() };
+            self.entries.push((key, value));
+            if let Some(last) = self.order.last() {
+                sorted &= self.compared(last, &rank).is_lt();
             }
-            self.entries.push(entry);
+            self.order.push(rank);
         }
         if !sorted {
             self.sort();
@@ -237,10 +251,25 @@ impl<'a> Attributes<'a> {
 
     /// By key; of equal keys the last stays.
     fn sort(&mut self) {
-        let made = &self.made;
-        self.entries.reverse();
-        self.entries.sort_by(|a, b| a.compared(b, made));
-        self.entries.dedup_by(|later, first| later.compared(first, made).is_eq());
+        let mut order = std::mem::take(&mut self.order);
+        order.sort_unstable_by(|a, b| self.compared(a, b).then(b.place.cmp(&a.place)));
+        order.dedup_by(|later, first| self.compared(later, first).is_eq());
+        self.order = order;
+    }
+
+    #[inline]
+    fn compared(&self, a: &Rank, b: &Rank) -> Ordering {
+        a.first.cmp(&b.first).then_with(|| self.key(a).cmp(self.key(b)))
+    }
+
+    fn key(&self, rank: &Rank) -> &[u8] {
+        self.entries.get(rank.place).map_or(&[], |(key, _)| key.bytes(&self.made))
+    }
+
+    fn number(&mut self, n: i64) -> Piece<'a> {
+        let start = self.made.len();
+        self.made.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
+        Piece::Made(start, self.made.len())
     }
 
     fn value(&mut self, value: &Any<'a>, limits: &Limits) -> (Piece<'a>, bool) {
@@ -249,7 +278,7 @@ impl<'a> Attributes<'a> {
             Any::Text(text) => self.within(text.as_bytes(), limits.text_bytes),
             Any::Int(n) => {
                 let start = self.made.len();
-                self.made.extend_from_slice(itoa::Buffer::new().format(*n).as_bytes());
+                self.number(*n);
                 self.made_within(start, limits.text_bytes)
             }
             value => {
@@ -287,14 +316,15 @@ impl<'a> Attributes<'a> {
 
     /// Keys and texts.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.entries.iter().map(|entry| (entry.key.bytes(&self.made), entry.text.bytes(&self.made)))
+        let entries = self.order.iter().filter_map(|rank| self.entries.get(rank.place));
+        entries.map(|(key, text)| (key.bytes(&self.made), text.bytes(&self.made)))
     }
 
     /// As an Avro map.
     #[inline]
     pub fn write(&self, out: &mut Vec<u8>) {
-        if !self.entries.is_empty() {
-            avro::size(out, self.entries.len());
+        if !self.order.is_empty() {
+            avro::size(out, self.order.len());
             for (key, text) in self.iter() {
                 avro::blob(out, key);
                 avro::blob(out, text);
