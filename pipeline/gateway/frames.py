@@ -1,8 +1,6 @@
-"""HTTP/2's wire (RFC 9113), as pure functions: frames, what may be in them, and the headers of a request."""
+"""HTTP/2's wire (RFC 9113), as pure functions: frames, and what may be in them."""
 
-import re
 import struct
-from collections.abc import Iterable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME = struct.Struct(">BHBBI")  # of a frame's head: 24 bits of length, type, flags, stream
@@ -11,12 +9,6 @@ SETTING = struct.Struct(">HI")
 FIRST_WINDOW_BYTES = 65_535  # of streams and connections, until somebody says otherwise
 FIRST_FRAME_BYTES = 16_384  # the least that a client may say it takes, and we never need more
 MAX_WINDOW_BYTES = LAST_STREAM = (1 << 31) - 1
-
-NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-NO_VALUE = re.compile(rb"[\0\r\n]")
-PSEUDO = {b":method", b":scheme", b":path", b":authority"}
-HOP_BY_HOP = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
-Headers = dict[bytes, bytes]
 
 
 class Kind:
@@ -95,21 +87,3 @@ def opened(window: int, size: int) -> int:
     if window + size > MAX_WINDOW_BYTES:
         raise Violation(Code.FLOW_CONTROL_ERROR, f"a window of {window + size} bytes")
     return window + size
-
-
-def request(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """A request's headers, the last of those of one name; raise Violation where 8.2 or 8.3 forbid them."""
-    headers: Headers = {}
-    regular = False
-    for name, value in fields:
-        if name.startswith(b":"):
-            wrong = regular or name not in PSEUDO or name in headers
-        else:
-            regular = True
-            wrong = name in HOP_BY_HOP or (name == b"te" and value != b"trailers") or not NAME.fullmatch(name)
-        if wrong or NO_VALUE.search(value):
-            raise Violation(Code.PROTOCOL_ERROR, "a header that no request may have")
-        headers[name] = value
-    if not headers.get(b":path") or b":method" not in headers or b":scheme" not in headers:
-        raise Violation(Code.PROTOCOL_ERROR, "a request without :method, :scheme or :path")
-    return headers

@@ -18,7 +18,7 @@ from hpack.hpack import encode_integer
 from pipeline.errors import Rejected
 from pipeline.gateway.answers import Answer
 from pipeline.gateway.exports import Call, Exports, Room, larger_than, traceparent
-from pipeline.gateway.frames import Headers
+from pipeline.gateway.headers import Headers
 from pipeline.gateway.http2 import LEAD_BYTES, WINDOW_BYTES, Connection, Stream
 from pipeline.record.schema import Signal
 from pipeline.settings import GatewaySettings

@@ -1,4 +1,4 @@
-"""A server's side of HTTP/2 (RFC 9113), as much of it as gRPC asks for; headers are read by the hpack library.
+"""A server's side of HTTP/2 (RFC 9113), as much of it as gRPC asks for.
 
 By hand, since the h2 library takes longer over a request than all that is done with the 100 log records in it. Plain
 DATA goes to its stream as it comes, everything else in whole frames. What breaks the rules ends the connection with a
@@ -7,12 +7,12 @@ GOAWAY that says which, as 5.4.1 allows.
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from hpack import Decoder, HPACKError
+from hpack import HPACKError
 
-from pipeline.gateway import frames, tls
+from pipeline.gateway import frames, headers, tls
 from pipeline.gateway.frames import (
     FIRST_FRAME_BYTES,
     FIRST_WINDOW_BYTES,
@@ -26,12 +26,12 @@ from pipeline.gateway.frames import (
     WORD,
     Code,
     Flag,
-    Headers,
     Kind,
     Setting,
     Violation,
     frame,
 )
+from pipeline.gateway.headers import Field, Headers
 
 WINDOW_BYTES = 64 * 1024  # of a stream that nobody admitted yet; smaller messages never wait for a window
 CONNECTION_WINDOW_BYTES = 1 << 30  # streams have their own
@@ -61,7 +61,7 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._lasts_s = lasts_s
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder(MAX_HEADER_BYTES)
+        self._reader = headers.Reader(MAX_HEADER_BYTES)
         self._streams: dict[int, Stream] = {}
         self._last = 0  # stream that the client has opened
         self._rest = b""  # what has arrived and is no whole frame yet
@@ -264,9 +264,9 @@ class Connection(asyncio.Protocol):
             raise Violation(Code.ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BYTES} bytes")
         if flags & Flag.END_HEADERS:
             stream_id, self._block_of = self._block_of, 0
-            self._headers(stream_id, self._decoder.decode(bytes(self._block), raw=True))
+            self._headers(stream_id, self._reader.read(bytes(self._block)))
 
-    def _headers(self, stream_id: int, fields: Iterable[tuple[bytes, bytes]]) -> None:
+    def _headers(self, stream_id: int, fields: list[Field]) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None:
             if stream.ended:
@@ -276,21 +276,21 @@ class Connection(asyncio.Protocol):
             stream.end()
         elif stream_id > self._last:
             self._last = stream_id
-            headers = frames.request(fields)
+            request = headers.request(fields)
             if self._leaving or len(self._streams) >= STREAMS:
                 self.write(frame(Kind.RST_STREAM, 0, stream_id, WORD.pack(Code.REFUSED_STREAM)))
             else:
-                self._begin(Stream(self, stream_id, self._stream_window, headers), headers)
+                self._begin(Stream(self, stream_id, self._stream_window, request), request)
 
-    def _begin(self, stream: "Stream", headers: Headers) -> None:
+    def _begin(self, stream: "Stream", request: Headers) -> None:
         self._streams[stream.id] = stream
-        stream.task = self._loop.create_task(self._answered(stream, headers))
+        stream.task = self._loop.create_task(self._answered(stream, request))
         if self._block_ends:
             stream.end()
 
-    async def _answered(self, stream: "Stream", headers: Headers) -> None:
+    async def _answered(self, stream: "Stream", request: Headers) -> None:
         try:
-            await self._serve(stream, headers)
+            await self._serve(stream, request)
         finally:
             self._streams.pop(stream.id, None)
             stream.drop()
@@ -356,14 +356,14 @@ class Stream:
 
     task: "asyncio.Task[None]"
 
-    def __init__(self, connection: Connection, stream_id: int, window: int, headers: Headers) -> None:
+    def __init__(self, connection: Connection, stream_id: int, window: int, request: Headers) -> None:
         self.id = stream_id
         self.lead = b""  # the first LEAD_BYTES
         self.size = 0  # of what has arrived behind them
         self.ended = False  # nothing more comes
         self.certificate = connection.certificate
         self._connection = connection
-        self._said = headers.get(b"content-length")
+        self._said = request.get(b"content-length")
         self._window = window  # for our answer
         self._allowed = WINDOW_BYTES  # to come
         self._dropped = False

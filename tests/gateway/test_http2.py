@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.gateway import http2
-from pipeline.gateway.frames import PREFACE, Code, Flag, Headers, Kind, Setting, frame
+from pipeline.gateway.frames import PREFACE, Code, Flag, Kind, Setting, frame
+from pipeline.gateway.headers import Headers
 from pipeline.gateway.http2 import Connection, Stream
 
 REQUEST = [
