@@ -150,15 +150,20 @@ class _Lane:
         self._gathered, self._gathered_bytes, self._gathered_records, self._traceparent = [], 0, 0, ""
         self._waiting = []
         self._under_way += 1
+        first = groups[0]
+        value, min_time, max_time = first.value, first.min_time, first.max_time
+        if len(groups) > 1:
+            value = container.join(self._schema.head, [group.value for group in groups])
+            min_time = min(group.min_time for group in groups)
+            max_time = max(group.max_time for group in groups)
         headers = [
             *self._headers,
             ("records", b"%d" % records),
-            ("min_time", b"%d" % min(group.min_time for group in groups)),
-            ("max_time", b"%d" % max(group.max_time for group in groups)),
+            ("min_time", b"%d" % min_time),
+            ("max_time", b"%d" % max_time),
         ]
         if traceparent:
             headers.append(("traceparent", traceparent.encode()))
-        value = groups[0].value if len(groups) == 1 else container.join(self._schema.head, [g.value for g in groups])
         message = Message(schema.topic(self._signal), self._partition, records, tuple(headers), value)
         self._message_records.observe(records)
         started = time.perf_counter()

@@ -5,6 +5,7 @@ Collector is built from Go modules where it has not been yet, which takes minute
 """
 
 import contextlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -31,6 +32,7 @@ BUILDER = "go.opentelemetry.io/collector/cmd/builder@v0.161.0"
 PARTS = "tests/bench/collector.yaml"  # builds into .local/otelcol
 FLOOR = 2.0
 CONNECTIONS = 8
+PROTOCOLS = ("http", "grpc")
 
 
 def run(stack: Stack, settings: Settings, *, short: bool, as_json: bool) -> int:
@@ -43,10 +45,10 @@ def run(stack: Stack, settings: Settings, *, short: bool, as_json: bool) -> int:
             return 3
     rows: list[Row] = []
     with gateway.started(stack, settings) as ours, collector(binary, settings) as peer:
-        for signal in schema.SIGNALS:
+        for protocol, signal in itertools.product(PROTOCOLS, schema.SIGNALS):
             pair = []
             for target in (peer, ours):
-                row = gateway.under(Case("grpc", signal, 1000, CONNECTIONS), target, 2 if short else 6)
+                row = gateway.under(Case(protocol, signal, 1000, CONNECTIONS), target, 2 if short else 6)
                 pair.append({**row, "records a core-second": gateway.a_core(row)})
                 gateway.tell(pair[-1])
             ratio = gateway.a_core(pair[1]) / gateway.a_core(pair[0])
