@@ -48,9 +48,9 @@ pub struct State {
 impl State {
     /// Of nothing yet.
     pub fn new(digest_bytes: usize) -> Self {
-        let [first, rest @ ..] = IV;
-        let [a, b, c, d, e, f, g] = rest;
-        State { h: [first ^ UNKEYED ^ digest_bytes as u64, a, b, c, d, e, f, g], absorbed: 0 }
+        let mut h = IV;
+        h[0] ^= UNKEYED ^ digest_bytes as u64;
+        State { h, absorbed: 0 }
     }
 
     /// Absorb the whole blocks of `content`, which begins with what was absorbed before, and which more will follow.
@@ -67,7 +67,7 @@ impl State {
 
 /// The first 16 bytes of the digest of each content; its state has absorbed what it begins with, and not all of it.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-pub fn digests(contents: &[(State, &[u8])]) -> Vec<[u8; 16]> {
+pub fn digests(contents: &[(&State, &[u8])]) -> Vec<[u8; 16]> {
     match_target! {
         "x86_64+avx512f+avx512bw+avx512dq+avx512vl" => digests_in::<8>(contents),
         "x86_64+avx2" => digests_in::<4>(contents),
@@ -84,7 +84,7 @@ struct Work<'c> {
 }
 
 #[inline(always)]
-fn digests_in<const N: usize>(contents: &[(State, &[u8])]) -> Vec<[u8; 16]> {
+fn digests_in<const N: usize>(contents: &[(&State, &[u8])]) -> Vec<[u8; 16]> {
     let mut digests = vec![[0; 16]; contents.len()];
     let mut waiting = contents.iter().enumerate();
     let mut works: [Option<Work>; N] = [None; N];

@@ -338,7 +338,7 @@ impl Series<'_> {
             content.extend_from_slice(&pairs);
         }
         content.push(avro::NOTHING);
-        let [digest, ..] = digests(&[(State::new(SERIES_DIGEST_BYTES), &content)])[..] else { return 0 };
+        let [digest, ..] = digests(&[(&State::new(SERIES_DIGEST_BYTES), &content)])[..] else { return 0 };
         digest.first_chunk().map_or(0, |first| i64::from_be_bytes(*first))
     }
 }

@@ -495,10 +495,10 @@ impl Block {
 
     /// Give every record the hash of its content.
     fn identify(&mut self, begun: &[State], unhashed: usize) {
-        let contents: Vec<(State, &[u8])> = self
+        let contents: Vec<(&State, &[u8])> = self
             .records()
             .zip(&self.places)
-            .filter_map(|(record, place)| Some((*begun.get(place.begun)?, record.get(EVENT_ID_BYTES + unhashed..)?)))
+            .filter_map(|(record, place)| Some((begun.get(place.begun)?, record.get(EVENT_ID_BYTES + unhashed..)?)))
             .collect();
         for (place, id) in self.places.iter().zip(digests(&contents)) {
             if let Some(to) = self.bytes.get_mut(place.start..place.start + EVENT_ID_BYTES) {
