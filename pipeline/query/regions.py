@@ -16,6 +16,8 @@ from pipeline.query.questions import Question, Row, merged
 from pipeline.regions.topology import Region, Topology
 from pipeline.timescale import connection
 
+LATER_S = 2.0  # a store ends a question by itself, where nobody is left to call it off
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -83,7 +85,7 @@ class _Store(Protocol):
 class _ClickHouse:
     def __init__(self, region: Region, within_s: float) -> None:
         self._settings = region.clickhouse
-        self._limits = {"readonly": 2, "max_execution_time": within_s, "max_memory_usage": 1 << 30}
+        self._limits = {"readonly": 2, "max_execution_time": within_s + LATER_S, "max_memory_usage": 1 << 30}
         self._id = uuid.uuid4().hex
 
     def rows(self, question: Question) -> list[Row]:
@@ -101,7 +103,7 @@ class _ClickHouse:
 class _Postgres:
     def __init__(self, region: Region, within_s: float) -> None:
         self._settings = region.postgres_settings
-        self._within_ms = int(within_s * 1000)
+        self._within_ms = int((within_s + LATER_S) * 1000)
         self._connection: psycopg.Connection | None = None
 
     def rows(self, question: Question) -> list[Row]:
