@@ -39,7 +39,7 @@ BUSY_MACHINE = 0.1
 STORED_WITHIN_S = 300
 POLL_S = 0.25  # the writer's metrics, which costs it
 LOGS_FLOOR, LOGS_US_FLOOR = 200_000, 6.5
-BARE_SHARE_FLOOR = 0.7
+BARE_SHARE_FLOOR = 0.85
 BARE_ROWS = 40_000  # a batch: what 16 MiB of points hold
 CLICKHOUSE_TABLES: dict[Signal, tuple[str, ...]] = {
     "logs": ("logs_events",),
