@@ -39,4 +39,4 @@ def name() -> str:
     """`native`, or `python` and what that costs."""
     if _chosen is not None:
         return "native"
-    return "python (encoding is more than 20 times slower than native" + ("" if _built else ", which was not built") + ")"
+    return "python (encoding is about 25 times slower than native" + ("" if _built else ", which was not built") + ")"
