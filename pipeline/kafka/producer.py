@@ -31,7 +31,7 @@ def _configuration(settings: KafkaSettings, within_s: float) -> dict[str, Any]:
         "enable.idempotence": True,
         "compression.type": "zstd",
         "compression.level": 1,
-        "linger.ms": 1,
+        "linger.ms": 1,  # who flushes waits for it
         "message.timeout.ms": int(within_s * 1000),
         "message.max.bytes": MAX_MESSAGE_BYTES,
         "reconnect.backoff.max.ms": 1000,
@@ -147,9 +147,7 @@ class Publisher:
         self, topic: str, partition: int, value: bytes, headers: Headers
     ) -> "asyncio.Future[Unavailable | None]":
         """Queue one message; never blocks. The future is done with what the message is settled with."""
-        acknowledged: asyncio.Future[Unavailable | None] = self._loop.create_future()
-        self.send(topic, partition, value, headers, lambda failure: _settle(acknowledged, failure))
-        return acknowledged
+        return self._acknowledged(topic, partition=partition, value=value, headers=[*headers])
 
     def send(self, topic: str, partition: int, value: bytes, headers: Headers, settled: Settled) -> None:
         """Queue one message; never blocks. `settled` is called in the loop, at once where there is no room."""
@@ -157,8 +155,11 @@ class Publisher:
 
     def remove(self, topic: str, partition: int, key: bytes) -> "asyncio.Future[Unavailable | None]":
         """Queue the news, for a compacted topic, that `key` has no value any more; never blocks."""
+        return self._acknowledged(topic, partition=partition, key=key, value=None)
+
+    def _acknowledged(self, topic: str, **message: Any) -> "asyncio.Future[Unavailable | None]":
         acknowledged: asyncio.Future[Unavailable | None] = self._loop.create_future()
-        self._produce(topic, lambda failure: _settle(acknowledged, failure), partition=partition, key=key, value=None)
+        self._produce(topic, lambda failure: _settle(acknowledged, failure), **message)
         return acknowledged
 
     def _produce(self, topic: str, settled: Settled, **message: Any) -> None:
