@@ -444,6 +444,7 @@ class Stream:
         """Nobody reads it any more."""
         self._dropped = True
         self._pieces.clear()
+        self._reached = bool  # what it was holds us: only the garbage collector would find us
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         while not reached():
