@@ -6,7 +6,7 @@ already stays as it is, by event_id. No sandbox is involved.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.agents.ch_writer import ClickHouseWriter
@@ -17,12 +17,10 @@ from pipeline.kafka import dead_letters
 from pipeline.kafka.groups import Committed, Groups
 from pipeline.kafka.producer import Outbox, Outgoing
 from pipeline.kafka.reader import Range, Reader
-from pipeline.replay.copy import as_delivered, batches, records_of
+from pipeline.replay.copy import Progress, as_delivered, batches, records_of
 from pipeline.replay.plan import Plan
 from pipeline.replay.tables import SIGNALS, Signal
 from pipeline.settings import Settings
-
-Progress = Callable[[int, int], None]  # records, offsets
 
 
 def group(plan: Plan) -> str:

@@ -14,6 +14,8 @@ from pipeline.settings import PostgresSettings
 Error = psycopg.Error  # what passes `translated` when the fault is ours
 UndefinedTable = psycopg.errors.UndefinedTable
 CONNECT_TIMEOUT_S = 5
+# A server that vanished without a word is given up after a minute; the kernel's own waits are 15 minutes and 2 hours.
+VANISHED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 # Classes: connection, insufficient resources, system error (a full or failing disk). Codes: serialization failure,
 # deadlock, read-only (a fail-over), shutdowns and crashes, lock or statement timeout.
 WORLD_CLASSES = frozenset({"08", "53", "58"})
@@ -33,8 +35,7 @@ def connect(settings: PostgresSettings) -> psycopg.Connection:
         parameters = psycopg.conninfo.conninfo_to_dict(settings.dsn.get_secret_value())
     except psycopg.Error:  # its message quotes the DSN, and with it perhaps the password
         raise Misconfigured("postgres.dsn: must be `host=… user=…` or postgresql://user@host/database.") from None
-    parameters.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
-    parameters.setdefault("application_name", "pipeline")
+    parameters = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "pipeline", **VANISHED, **parameters}
     with translated():
         return psycopg.connect(**parameters, autocommit=True)  # type: ignore[arg-type]
 
