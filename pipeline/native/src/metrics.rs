@@ -231,7 +231,8 @@ fn write_key(key: &mut Vec<u8>, raws: &[&[u8]]) {
 }
 
 const KNOWN_BYTES: usize = 32 * 1024 * 1024; // of a thread
-const ENTRY_BYTES: usize = 100; // of a map, beside what the entry holds
+const METRIC_BYTES: usize = 500; // of an entry with its map and its list, beside what these hold
+const SERIES_BYTES: usize = 120; // of an entry in both, beside its texts
 
 /// Attributes as sent, with attributes and series_id encoded, in the order in which they were met; and their places.
 #[derive(Default)]
@@ -258,7 +259,7 @@ impl Known {
         let mut of = limits.key();
         of.extend_from_slice(fields);
         let found = SERIES.with_borrow_mut(|(known, _)| known.remove(&of));
-        let more_bytes = if found.is_some() { 0 } else { of.len() + ENTRY_BYTES };
+        let more_bytes = if found.is_some() { 0 } else { of.len() + METRIC_BYTES };
         Known { of, met: found.unwrap_or_default(), next: 0, more_bytes }
     }
 
@@ -273,7 +274,7 @@ impl Known {
     }
 
     fn keep(&mut self, key: &[u8], encoded: &[u8]) {
-        self.more_bytes += 2 * key.len() + encoded.len() + ENTRY_BYTES;
+        self.more_bytes += 2 * key.len() + encoded.len() + SERIES_BYTES;
         if self.more_bytes <= KNOWN_BYTES {
             self.met.places.insert(key.to_vec(), self.met.series.len());
             self.met.series.push((key.to_vec(), encoded.to_vec()));
