@@ -51,9 +51,10 @@ bench-writers: .venv/stamp  ## catch-up of both writers from a filled topic (SCA
 	@$(BIN)/python -m tests.bench writers --scale $(SCALE)
 
 wheels: .venv/stamp  ## a wheel for every Python from 3.11 on, in dist/
-	@rm -rf build/wheels
+	@command -v cargo >/dev/null || { echo "Rust is missing and wheels hold the extension: install it by rustup." >&2; exit 1; }
+	@rm -rf build dist
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheels .
-	@$(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
 
 bench-agents: .venv/stamp  ## an agent's process alone, records/s by its form; fails where a floor is missed
 	@$(BIN)/python -m tests.bench agents

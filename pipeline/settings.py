@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+from sysconfig import get_path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -18,7 +19,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pipeline.errors import Misconfigured
 from pipeline.native import Implementation
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]  # schemas/, topics/, migrations/ and deploy/ live beside the package
+CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+# Where schemas/, topics/, migrations/ and deploy/local/ are; a wheel brings them along.
+ROOT = CHECKOUT if (CHECKOUT / "pyproject.toml").exists() else pathlib.Path(get_path("data"), "share", "pipeline")
 PREFIX = "PIPELINE_"
 MIB = 1024 * 1024
 GIB = 1024 * MIB
