@@ -24,12 +24,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     code = folder / "code"
     shutil.copytree(ROOT, code, ignore=shutil.ignore_patterns(".*", "build", "dist", "target", "*.so", "*.egg-info"))
     (code / ".venv").symlink_to(ROOT / ".venv")
-    # Without the environment's programs on the PATH, as in a shell that never heard of it.
+    # Without our programs on the PATH, as in a shell that activated no environment; dependencies are compiled already.
     path = [each for each in os.environ["PATH"].split(":") if not each.startswith(sys.prefix)]
+    env = {**os.environ, "PATH": ":".join(path), "CARGO_TARGET_DIR": str(ROOT / "pipeline" / "native" / "target")}
     made = subprocess.run(
-        ["make", "--assume-old=.venv/stamp", "wheels"], cwd=code, env={**os.environ, "PATH": ":".join(path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        ["make", "--assume-old=.venv/stamp", "wheels"], cwd=code, env=env, capture_output=True, text=True, check=False
+    )
     assert made.returncode == 0, made.stderr
     [wheel] = (code / "dist").iterdir()
     assert "abi3-manylinux" in wheel.name
