@@ -13,6 +13,7 @@ import pytest
 from pipeline.settings import ROOT
 from tests.native.both import demand_built
 
+pytestmark = pytest.mark.timeout(400)  # the extension may be compiled
 BESIDE = ("schemas", "topics", "migrations", "deploy/local")
 
 
