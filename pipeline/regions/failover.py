@@ -135,7 +135,7 @@ class _Pair:
             return str(reason)
         return ""
 
-    def positions(self) -> dict[links.Partition, int]:
+    def positions(self) -> dict[links.Partition, links.Position]:
         counts = self.target.topics()
         mirrored = [(name, counts.get(f"{self.link.source}.{name}", 0)) for name in self.names]
         return links.positions(
@@ -198,7 +198,7 @@ class Failover(_Pair):
             self._count(course)
         else:
             left = status.behind(self.link, self.names, self.source, self.target)
-            count = sum(messages for messages, _ in left.values())
+            count = sum(each.messages for each in left.values())
             course.add(
                 f"{self.link.source} answers, and all that it has is at {self.link.target}",
                 "refused" if count else "done",
@@ -232,7 +232,7 @@ class Failover(_Pair):
         for name in self.names:
             mirror = self._mirror(name)
             own = {partition: each for (topic, partition), each in seen.items() if topic == name}
-            left = {n: each.end - at.get((name, n), 0) for n, each in own.items()}
+            left = {n: each.end - (at[name, n].offset if (name, n) in at else 0) for n, each in own.items()}
             lacking = [n for n, count in left.items() if count > 0] if own else range(present.get(mirror, 0))
             start = _earliest([newest_ms.get((mirror, n)) for n in lacking])
             if not own:
@@ -310,7 +310,7 @@ class Failback(_Pair):
             course.add(what, "to do", f"{anew}; they are removed, then start MirrorMaker into {self.link.target}")
         course.add(f"the link {self.link} works", "done" if works else "yours", "" if works else "start MirrorMaker")
         left = status.behind(self.link, self.names, self.source, self.target)
-        count = sum(messages for messages, _ in left.values())
+        count = sum(each.messages for each in left.values())
         course.add(
             f"all that {self.link.source} has is at {self.link.target}", "to do" if count else "done",
             f"{count} messages to come" if count else "",
@@ -331,7 +331,7 @@ class Failback(_Pair):
         if seen - {cluster}:
             return f"it was cluster {', '.join(seen)}, and is {cluster}"
         ends = {(each.topic, each.partition): each.end for each in self.source.retained(self.names)}
-        beyond = [place for place, offset in self.positions().items() if offset > ends.get(place, 0)]
+        beyond = [place for place, position in self.positions().items() if position.offset > ends.get(place, 0)]
         return f"{len(beyond)} of them are behind the end of their partition" if beyond else ""
 
     async def _forget(self) -> None:

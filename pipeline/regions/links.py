@@ -30,8 +30,15 @@ class Checkpoint(NamedTuple):
     time_ms: int
 
 
-def positions(target: Reader, source: str, wanted: Iterable[Partition]) -> dict[Partition, int]:
-    """The next offset of the source that MirrorMaker will bring, for those of `wanted` of which it brought any."""
+class Position(NamedTuple):
+    """Where MirrorMaker stands in a partition of the source: the next offset that it will bring, and since when."""
+
+    offset: int
+    time_ms: int
+
+
+def positions(target: Reader, source: str, wanted: Iterable[Partition]) -> dict[Partition, Position]:
+    """Of those of `wanted` of which MirrorMaker brought any."""
     topic = offsets_topic(source)
     if topic not in target.topics():
         return {}
@@ -41,17 +48,17 @@ def positions(target: Reader, source: str, wanted: Iterable[Partition]) -> dict[
     found = _positions(target, source, recent)
     if not places <= found.keys():
         found = _positions(target, source, retained)
-    return {place: offset for place, offset in found.items() if place in places}
+    return {place: position for place, position in found.items() if place in places}
 
 
-def _positions(target: Reader, source: str, ranges: Sequence[Range]) -> dict[Partition, int]:
-    found: dict[Partition, int] = {}
+def _positions(target: Reader, source: str, ranges: Sequence[Range]) -> dict[Partition, Position]:
+    found: dict[Partition, Position] = {}
     for message in target.read(ranges):
         place = _place(message, source)
         if place is None:
             continue
         if message.value:
-            found[place] = json.loads(message.value)["offset"] + 1
+            found[place] = Position(json.loads(message.value)["offset"] + 1, message.timestamp_ms)
         else:
             found.pop(place, None)
     return found

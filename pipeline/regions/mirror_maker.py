@@ -18,6 +18,7 @@ HEARTBEAT_S = 5
 IMAGE = "apache/kafka:4.3.0"
 REST_PORT = 8083
 REBALANCE_DELAY_MS = 5000
+TRANSACTION_TIMEOUT_MS = 15 * 60 * 1000
 LARGEST_BYTES = 32 * 1024 * 1024  # unpacked; the producer's whole buffer
 
 
@@ -186,6 +187,11 @@ def _target(region: Region, target: str) -> Iterator[Entry]:
         LARGEST_BYTES,
         "Counted unpacked: at its default of 1 MiB one message that packs well would stop the link for good.",
     )
+    yield Entry(
+        f"{target}.producer.transaction.timeout.ms", TRANSACTION_TIMEOUT_MS,
+        "A task that stands still for longer, in a frozen machine or behind a cut wire, dies and stays dead: the "
+        "default is a minute, this the most that a broker allows by its own.",
+    )  # fmt: skip
     yield Entry(
         f"{target}.scheduled.rebalance.max.delay.ms", REBALANCE_DELAY_MS,
         "The tasks of a worker that was killed wait five minutes by default, for it to come back.",

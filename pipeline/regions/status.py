@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from pipeline.telemetry import metrics
 
 GROUP = "pipeline_regions"  # its offsets at the target say how far the source was when it was last seen
 BROKEN_AFTER_S = 6 * HEARTBEAT_S
+STILL_AFTER_S = 60.0  # twice what MirrorMaker takes to see a new partition
 MINUTE_MS = 60_000
 
 
@@ -100,6 +101,15 @@ def write_down(link: Link, names: Sequence[str], topology: Topology) -> None:
     Groups(topology.regions[link.target].kafka).move(GROUP, seen)
 
 
+class Behind(NamedTuple):
+    """What of a topic did not come over: messages, how old the oldest is, and for how long some of them have waited
+    while nothing of their partition came; 0 where there are none."""
+
+    messages: int
+    lag_s: float
+    still_s: float
+
+
 class Seen(NamedTuple):
     """What a source held when it was last seen: the next offset of a partition, when, and in which cluster."""
 
@@ -158,14 +168,15 @@ def _link(link: Link, names: list[str], topology: Topology) -> LinkStatus:
     broken, lag = _broken(link, age_s), None
     try:
         lag = behind(link, names, source, target)
+        broken = broken or _still(link, lag)
     except (Unavailable, KeyError) as away:
         broken = f"{link.source} does not answer, or has not its topics: {away}"
     now_ms = time.time_ns() // 10**6
     found = [
         TopicStatus(
             name,
-            lag[name][0] if lag else None,
-            lag[name][1] if lag else None,
+            lag[name].messages if lag else None,
+            lag[name].lag_s if lag else None,
             max(0.0, (now_ms - newest_ms[mirrored]) / 1000) if mirrored in newest_ms else None,
             sum(each.end - each.start for each in minute if each.topic == mirrored) * 1000 / MINUTE_MS,
         )
@@ -182,26 +193,36 @@ def _broken(link: Link, age_s: float | None) -> str:
     return ""
 
 
-def behind(link: Link, names: Sequence[str], source: Reader, target: Reader) -> dict[str, tuple[int, float]]:
-    """By topic: how many messages the source has that did not come over, and how old the oldest of them is.
+def _still(link: Link, lag: Mapping[str, Behind]) -> str:
+    name = max(lag, key=lambda name: lag[name].still_s)
+    if lag[name].still_s < STILL_AFTER_S:
+        return ""
+    return (
+        f"messages of {name} have waited for {lag[name].still_s:.0f} s, and heartbeats come: MirrorMaker into "
+        f"{link.target} just starts, or a task of it is dead, as its log says. Restart it: nothing is lost or doubled."
+    )
+
+
+def behind(link: Link, names: Sequence[str], source: Reader, target: Reader) -> dict[str, Behind]:
+    """By topic, what did not come over.
 
     Raises Unavailable where a region does not answer, KeyError where the source lacks a topic.
     """
     held = source.retained(names)
     at = links.positions(target, link.source, [(each.topic, each.partition) for each in held if each.end])
-    left = [replace(each, start=max(each.start, at.get((each.topic, each.partition), 0))) for each in held]
+    begin = {place: position.offset for place, position in at.items()}
+    left = [replace(each, start=max(each.start, begin.get((each.topic, each.partition), 0))) for each in held]
     left = [each for each in left if each.start < each.end]
     now_ms = time.time_ns() // 10**6
-    oldest_ms: dict[str, int] = {}
+    lag_s, still_s = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for message in source.read(replace(each, end=each.start + 1) for each in left):
-        oldest_ms[message.topic] = min(message.timestamp_ms, oldest_ms.get(message.topic, now_ms))
-    return {
-        name: (
-            sum(each.end - each.start for each in left if each.topic == name),
-            max(0.0, (now_ms - oldest_ms.get(name, now_ms)) / 1000),
-        )
-        for name in names
-    }
+        waits_s = max(0.0, (now_ms - message.timestamp_ms) / 1000)
+        position = at.get((message.topic, message.partition))
+        stands_s = waits_s if position is None else (now_ms - position.time_ms) / 1000
+        lag_s[message.topic] = max(lag_s[message.topic], waits_s)
+        still_s[message.topic] = max(still_s[message.topic], min(waits_s, stands_s))
+    count = {name: sum(each.end - each.start for each in left if each.topic == name) for name in names}
+    return {name: Behind(count[name], lag_s[name], still_s[name]) for name in names}
 
 
 def newest(reader: Reader, ranges: Sequence[Range]) -> dict[links.Partition, int]:
