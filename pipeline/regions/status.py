@@ -53,7 +53,7 @@ class Translated:
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """One link. `broken` says why nothing comes through, and is empty where it works."""
+    """One link. `broken` says why nothing comes through, or not everything, and is empty where it works."""
 
     source: str
     target: str
