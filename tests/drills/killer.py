@@ -1,5 +1,7 @@
 """A random killer for ten minutes: three workers a writer, the stores, Kafka and the gateway, in any order.
 
+Some workers are frozen instead, until others have their partitions, and wake up to finish what is no longer theirs.
+
 The seed gives the order and the pauses; each deed is told with its time.
 """
 
@@ -7,6 +9,7 @@ import contextlib
 import datetime
 import random
 import socket
+import threading
 import time
 
 import psutil
@@ -21,6 +24,8 @@ from tests.drills.proof import audited, counted, pipeline, read_once
 SECONDS, SHORT_SECONDS = 600.0, 20.0
 EVERY_S = (3.0, 9.0)  # between deeds
 WORKER_SHARE, RESTART_SHARE = 0.6, 0.3  # of all deeds; of those done to servers
+FREEZE_SHARE = 0.3  # of those done to workers
+FROZEN_S = 18.0  # longer than a worker's session with Kafka
 WORKERS = 3
 WRITERS = ("ch_writer", "pg_writer")
 SERVERS = ("clickhouse", "postgres", "kafka", "gateway")
@@ -32,6 +37,7 @@ def drill(context: Context) -> str:
     """SIGKILL, and servers stopped in order now and then; what was answered OK is stored once, and the audit is clean."""
     rng = random.Random(context.seed)
     deeds: list[str] = []
+    frozen: list[threading.Timer] = []
     with context.whole_stack(with_workers) as (stack, settings):
         load = Exporters(settings)
         load.start()
@@ -39,8 +45,10 @@ def drill(context: Context) -> str:
         while time.monotonic() < deadline:
             time.sleep(rng.uniform(*EVERY_S))
             began = datetime.datetime.now(datetime.UTC)
-            deeds.append(_deed(rng, stack, settings))
+            deeds.append(_deed(rng, stack, settings, frozen))
             context.tell(f"{began:%H:%M:%S.%f} {deeds[-1]}; {len(deeds)} of seed {context.seed}")
+        for each in frozen:
+            each.join()
         load.finish(ANSWERED_WITHIN_S)
         audited(settings, SHORT_STORED_WITHIN_S if context.short else STORED_WITHIN_S)
         read_once(settings, load)
@@ -48,14 +56,20 @@ def drill(context: Context) -> str:
     return f"{answered:,} records answered OK and stored once; {len(deeds)} deeds: {counted(deeds)}; audit clean"
 
 
-def _deed(rng: random.Random, stack: Stack, settings: Settings) -> str:
-    """Kill or restart one process; say which. Who is meant depends on nothing but `rng`."""
+def _deed(rng: random.Random, stack: Stack, settings: Settings, frozen: list[threading.Timer]) -> str:
+    """Kill, freeze or restart one process; say which. Who is meant depends on nothing but `rng`."""
     worker, restart, index = rng.random() < WORKER_SHARE, rng.random() < RESTART_SHARE, rng.randrange(WORKERS)
-    name = rng.choice(WRITERS if worker else SERVERS)
+    name, freeze = rng.choice(WRITERS if worker else SERVERS), rng.random() < FREEZE_SHARE
     if worker:
         with contextlib.suppress(IndexError, psutil.NoSuchProcess):  # it died just now
-            measured.process(stack, name).children()[index].kill()
-        return f"killed a worker of {name}"
+            victim = measured.process(stack, name).children()[index]
+            if freeze:
+                victim.suspend()
+                frozen.append(threading.Timer(FROZEN_S, _wake, [victim]))
+                frozen[-1].start()
+            else:
+                victim.kill()
+        return f"{'froze' if freeze else 'killed'} a worker of {name}"
     if restart:
         pipeline(settings, "local", "stop", name)
     else:
@@ -66,6 +80,11 @@ def _deed(rng: random.Random, stack: Stack, settings: Settings) -> str:
         psutil.wait_procs(family)
     pipeline(settings, "local", "start", name)
     return f"{'restarted' if restart else 'killed'} {name}"
+
+
+def _wake(victim: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it was killed meanwhile
+        victim.resume()
 
 
 def with_workers(settings: Settings) -> Settings:
