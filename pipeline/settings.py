@@ -21,7 +21,7 @@ from pipeline.native import Implementation
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 # Where schemas/, topics/, migrations/ and deploy/local/ are; a wheel brings them along.
-ROOT = CHECKOUT if (CHECKOUT / "pyproject.toml").exists() else pathlib.Path(get_path("data"), "share", "pipeline")
+ROOT = CHECKOUT if (CHECKOUT / "schemas").is_dir() else pathlib.Path(get_path("data"), "share", "pipeline")
 PREFIX = "PIPELINE_"
 MIB = 1024 * 1024
 GIB = 1024 * MIB
