@@ -38,7 +38,7 @@ class Position(NamedTuple):
 
 
 def positions(target: Reader, source: str, wanted: Iterable[Partition]) -> dict[Partition, Position]:
-    """Of those of `wanted` of which MirrorMaker brought any."""
+    """By partition, for those of `wanted` of which MirrorMaker brought any."""
     topic = offsets_topic(source)
     if topic not in target.topics():
         return {}

@@ -11,7 +11,7 @@ from pipeline import native, otlp
 from tests.native.both import demand_built
 from tests.otlp.decode import ORIGIN
 
-SERIES, A_REQUEST = 120_000, 1000
+SERIES, A_REQUEST = 300_000, 1000  # without a limit over 50 MB of either kind
 MOST_MB = 48  # 32 of a thread, and what the allocator makes of them
 
 

@@ -24,7 +24,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("wheel")
     code = folder / "code"
     shutil.copytree(ROOT, code, ignore=shutil.ignore_patterns(".*", "build", "dist", "target", "*.so", "*.egg-info"))
-    (code / ".venv").symlink_to(ROOT / ".venv")
+    (code / ".venv").symlink_to(sys.prefix)
     # Without our programs on the PATH, as in a shell that activated no environment; dependencies are compiled already.
     path = [each for each in os.environ["PATH"].split(":") if not each.startswith(sys.prefix)]
     env = {**os.environ, "PATH": ":".join(path), "CARGO_TARGET_DIR": str(ROOT / "pipeline" / "native" / "target")}
@@ -63,6 +63,16 @@ def test_a_wheel_stands_alone(installed: pathlib.Path, tmp_path: pathlib.Path, c
     )
     assert ran.returncode == 0, ran.stderr
     assert says in ran.stdout
+
+
+def test_what_is_installed_keeps_its_state_beside_its_files(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Unless settings say where."""
+    asked = "from pipeline.settings import Settings as S; s = S(); print(s.spool.directory, s.replay.directory, s.local.home)"
+    ran = subprocess.run(
+        [installed / "bin" / "python", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    state = installed / "share" / "pipeline" / ".local"
+    assert ran.stdout.split() == [str(state / "spool"), str(state / "replay"), str(state)]
 
 
 def test_a_wheel_brings_all_that_code_reads(installed: pathlib.Path) -> None:
