@@ -76,5 +76,21 @@ def test_a_spoiled_value_is_left_to_clickhouse_or_read_within_its_own_size(signa
     assert 10_000 < left < 20_000
 
 
+@pytest.mark.parametrize(("last", "fits"), [(1, True), (2, False)])
+def test_a_number_of_more_than_64_bits_is_damage(last: int, fits: bool) -> None:
+    """Nine full bytes and 1 are the lowest long there is; whatever is larger is not cut to fit."""
+    native.choose("native")
+    extension = native.chosen()
+    assert extension
+    number = b"\xff" * 9 + bytes([last])
+    value = b"\x02" + bytes([2 * len(number)]) + number + bytes(16)
+    if fits:
+        [block] = extension.columns([("n", "l")], [value], 0, 10)
+        assert block.endswith((-(2**63)).to_bytes(8, "little", signed=True))
+    else:
+        with pytest.raises(extension.Malformed):
+            extension.columns([("n", "l")], [value], 0, 10)
+
+
 def encoded(signal: schema.Signal, request: bytes, partitions: int = 3) -> otlp.Encoded:
     return otlp.encode(signal, request, ORIGIN, partitions=partitions)

@@ -1,6 +1,9 @@
 //! Avro container files to ClickHouse's Native format: the same records, column by column.
 //! Sources: the Avro 1.12 specification, "Binary Encoding"; ClickHouse's documentation of the format Native.
 
+use crate::avro::Reader;
+use crate::varint;
+
 const SYNC: usize = 16;
 const DAMAGED: &str = "The value is cut short or damaged.";
 
@@ -32,8 +35,6 @@ enum Column {
     Record(Vec<Column>),
 }
 
-type Done<T> = Result<T, &'static str>;
-
 /// `values`, container files of records with these fields, as Native blocks that each end with the value that
 /// brings the `rows`th record.
 ///
@@ -46,7 +47,7 @@ pub fn native(fields: &[(String, String)], values: &[&[u8]], skip: usize, rows: 
     let mut blocks = Vec::new();
     let mut count = 0;
     for value in values {
-        let more = read_value(value.get(skip..).ok_or(DAMAGED)?, &mut columns)?;
+        let more = read_value(value.get(skip..).ok_or(DAMAGED)?, &mut columns).ok_or(DAMAGED)?;
         count += more;
         if count >= rows {
             blocks.push(take(&types, &mut columns, count));
@@ -62,30 +63,35 @@ pub fn native(fields: &[(String, String)], values: &[&[u8]], skip: usize, rows: 
 /// For each record of a container file where it begins, and where each of its fields ends.
 pub fn places(fields: &[(String, String)], value: &[u8], skip: usize) -> Result<Vec<u32>, String> {
     let columns: Vec<_> = parse_all(fields)?.into_iter().map(|(column, _)| column).collect();
-    let (head, mut rest) = value.split_at_checked(skip).ok_or(DAMAGED)?;
-    u32::try_from(value.len()).map_err(|_| DAMAGED)?;
+    Ok(find_places(&columns, value, skip).ok_or(DAMAGED)?)
+}
+
+fn find_places(columns: &[Column], value: &[u8], skip: usize) -> Option<Vec<u32>> {
+    u32::try_from(value.len()).ok()?;
+    let (head, rest) = value.split_at_checked(skip)?;
+    let mut reader = Reader { rest };
     let mut places = Vec::new();
-    while !rest.is_empty() {
-        let (count, mut block, sync) = read_block(&mut rest)?;
-        let end = value.len() - rest.len() - SYNC;
+    while !reader.rest.is_empty() {
+        let (count, mut block, sync) = read_block(&mut reader)?;
+        let end = value.len() - reader.rest.len() - SYNC;
         if !head.ends_with(sync) {
-            return Err(DAMAGED.into());
+            return None;
         }
         for _ in 0..count {
-            if block.is_empty() {
-                return Err(DAMAGED.into());
+            if block.rest.is_empty() {
+                return None;
             }
-            places.push((end - block.len()) as u32);
-            for column in &columns {
+            places.push((end - block.rest.len()) as u32);
+            for column in columns {
                 column.pass(&mut block)?;
-                places.push((end - block.len()) as u32);
+                places.push((end - block.rest.len()) as u32);
             }
         }
-        if !block.is_empty() {
-            return Err(DAMAGED.into());
+        if !block.rest.is_empty() {
+            return None;
         }
     }
-    Ok(places)
+    Some(places)
 }
 
 /// A column of each field, and its type as Native says it.
@@ -157,105 +163,105 @@ fn array(item: Column) -> Column {
 }
 
 /// Blocks of records; how many they were.
-fn read_value(mut rest: &[u8], columns: &mut [Column]) -> Done<u64> {
+fn read_value(value: &[u8], columns: &mut [Column]) -> Option<u64> {
+    let mut reader = Reader { rest: value };
     let mut records = 0;
-    while !rest.is_empty() {
-        let (count, mut block, _) = read_block(&mut rest)?;
+    while !reader.rest.is_empty() {
+        let (count, mut block, _) = read_block(&mut reader)?;
         for _ in 0..count {
-            if block.is_empty() {
-                return Err(DAMAGED);
+            if block.rest.is_empty() {
+                return None;
             }
             for column in columns.iter_mut() {
                 column.read(&mut block)?;
             }
         }
-        if !block.is_empty() {
-            return Err(DAMAGED);
+        if !block.rest.is_empty() {
+            return None;
         }
         records += count;
     }
-    Ok(records)
+    Some(records)
 }
 
 /// How many records a block holds, their bytes, and its sync marker.
-fn read_block<'a>(rest: &mut &'a [u8]) -> Done<(u64, &'a [u8], &'a [u8])> {
-    let count = u64::try_from(long(rest)?).map_err(|_| DAMAGED)?;
-    let size = usize::try_from(long(rest)?).map_err(|_| DAMAGED)?;
-    let block = bytes(rest, size)?;
-    Ok((count, block, bytes(rest, SYNC)?))
+fn read_block<'a>(reader: &mut Reader<'a>) -> Option<(u64, Reader<'a>, &'a [u8])> {
+    let count = reader.size()?;
+    let block = Reader { rest: reader.blob()? };
+    Some((count as u64, block, reader.take(SYNC)?))
 }
 
 impl Column {
     /// As `read`, and leave the value where it is.
-    fn pass(&self, rest: &mut &[u8]) -> Done<()> {
+    fn pass(&self, reader: &mut Reader<'_>) -> Option<()> {
         match self {
-            Column::Long(_) | Column::Int(_) => long(rest).map(drop),
-            Column::Plain { size, .. } => bytes(rest, *size).map(drop),
-            Column::Text(_) => length_and_bytes(rest).map(drop),
+            Column::Long(_) | Column::Int(_) => reader.long().map(drop),
+            Column::Plain { size, .. } => reader.take(*size).map(drop),
+            Column::Text(_) => reader.blob().map(drop),
             Column::Enum { symbols, .. } => {
-                let which = usize::try_from(long(rest)?).map_err(|_| DAMAGED)?;
-                symbols.get(which).map(drop).ok_or(DAMAGED)
+                let which = reader.size()?;
+                symbols.get(which).map(drop)
             }
-            Column::Nullable { null, item, .. } => match long(rest)? {
-                which if which == *null => Ok(()),
-                0 | 1 => item.pass(rest),
-                _ => Err(DAMAGED),
+            Column::Nullable { null, item, .. } => match reader.long()? {
+                which if which == *null => Some(()),
+                0 | 1 => item.pass(reader),
+                _ => None,
             },
             Column::Array { item, .. } => loop {
-                let count = u64::try_from(long(rest)?).map_err(|_| DAMAGED)?; // with a size: none that we write
+                let count = reader.size()?; // with a size: none that we write
                 if count == 0 {
-                    return Ok(());
+                    return Some(());
                 }
                 for _ in 0..count {
-                    if rest.is_empty() {
-                        return Err(DAMAGED);
+                    if reader.rest.is_empty() {
+                        return None;
                     }
-                    item.pass(rest)?;
+                    item.pass(reader)?;
                 }
             },
-            Column::Record(parts) => parts.iter().try_for_each(|part| part.pass(rest)),
+            Column::Record(parts) => parts.iter().try_for_each(|part| part.pass(reader)),
         }
     }
 
-    fn read(&mut self, rest: &mut &[u8]) -> Done<()> {
+    fn read(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         match self {
-            Column::Long(values) => values.extend_from_slice(&long(rest)?.to_le_bytes()),
+            Column::Long(values) => values.extend_from_slice(&reader.long()?.to_le_bytes()),
             Column::Int(values) => {
-                let value = i32::try_from(long(rest)?).map_err(|_| DAMAGED)?;
+                let value = reader.int()?;
                 values.extend_from_slice(&value.to_le_bytes());
             }
-            Column::Plain { size, values } => values.extend_from_slice(bytes(rest, *size)?),
-            Column::Text(values) => text(values, length_and_bytes(rest)?),
+            Column::Plain { size, values } => values.extend_from_slice(reader.take(*size)?),
+            Column::Text(values) => varint::blob(values, reader.blob()?),
             Column::Enum { symbols, values } => {
-                let which = usize::try_from(long(rest)?).map_err(|_| DAMAGED)?;
-                text(values, symbols.get(which).ok_or(DAMAGED)?.as_bytes());
+                let which = reader.size()?;
+                varint::blob(values, symbols.get(which)?.as_bytes());
             }
-            Column::Nullable { null, nulls, item } => match long(rest)? {
+            Column::Nullable { null, nulls, item } => match reader.long()? {
                 which if which == *null => {
                     nulls.push(1);
                     item.default();
                 }
                 0 | 1 => {
                     nulls.push(0);
-                    item.read(rest)?;
+                    item.read(reader)?;
                 }
-                _ => return Err(DAMAGED),
+                _ => return None,
             },
             Column::Array { ends, items, item } => {
                 loop {
-                    let mut count = long(rest)?;
+                    let mut count = reader.long()?;
                     if count == 0 {
                         break;
                     }
                     if count < 0 {
-                        long(rest)?; // the size in bytes, for those who skip
-                        count = count.checked_neg().ok_or(DAMAGED)?;
+                        reader.long()?; // the size in bytes, for those who skip
+                        count = count.checked_neg()?;
                     }
                     for _ in 0..count {
-                        if rest.is_empty() {
-                            return Err(DAMAGED);
+                        if reader.rest.is_empty() {
+                            return None;
                         }
-                        item.read(rest)?;
+                        item.read(reader)?;
                     }
                     *items += count.unsigned_abs();
                 }
@@ -263,11 +269,11 @@ impl Column {
             }
             Column::Record(parts) => {
                 for part in parts {
-                    part.read(rest)?;
+                    part.read(reader)?;
                 }
             }
         }
-        Ok(())
+        Some(())
     }
 
     /// What stands in Native where a value is null.
@@ -324,49 +330,12 @@ impl Column {
 fn take(types: &[(&str, String)], columns: &mut [Column], rows: u64) -> Vec<u8> {
     let names: usize = types.iter().map(|(name, kind)| name.len() + kind.len() + 4).sum();
     let mut block = Vec::with_capacity(20 + names + columns.iter().map(Column::len).sum::<usize>());
-    varint(&mut block, columns.len() as u64);
-    varint(&mut block, rows);
+    varint::put(&mut block, columns.len() as u64);
+    varint::put(&mut block, rows);
     for ((name, kind), column) in types.iter().zip(columns) {
-        text(&mut block, name.as_bytes());
-        text(&mut block, kind.as_bytes());
+        varint::blob(&mut block, name.as_bytes());
+        varint::blob(&mut block, kind.as_bytes());
         column.drain(&mut block);
     }
     block
-}
-
-fn long(rest: &mut &[u8]) -> Done<i64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, after) = rest.split_first().ok_or(DAMAGED)?;
-        *rest = after;
-        value |= u64::from(byte & 0x7F) << shift;
-        if byte < 0x80 {
-            return Ok((value >> 1) as i64 ^ -((value & 1) as i64));
-        }
-    }
-    Err(DAMAGED)
-}
-
-fn bytes<'a>(rest: &mut &'a [u8], size: usize) -> Done<&'a [u8]> {
-    let (found, after) = rest.split_at_checked(size).ok_or(DAMAGED)?;
-    *rest = after;
-    Ok(found)
-}
-
-fn length_and_bytes<'a>(rest: &mut &'a [u8]) -> Done<&'a [u8]> {
-    let size = usize::try_from(long(rest)?).map_err(|_| DAMAGED)?;
-    bytes(rest, size)
-}
-
-fn text(to: &mut Vec<u8>, value: &[u8]) {
-    varint(to, value.len() as u64);
-    to.extend_from_slice(value);
-}
-
-fn varint(to: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        to.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    to.push(value as u8);
 }

@@ -7,6 +7,8 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
+use crate::varint;
+
 const MAX_DEPTH: usize = 90; // of objects and arrays: safely below the reference's
 const MAX_NUMBER: usize = 300; // characters
 const LENGTH_BYTES: usize = 5; // of a length that is written before it is known
@@ -157,7 +159,7 @@ impl Reader<'_> {
     }
 
     fn value(&mut self, field: &Field, out: &mut Vec<u8>, depth: usize) -> Option<()> {
-        let mut tag = |wire_type: u32| varint(out, u64::from(field.number << 3 | wire_type));
+        let mut tag = |wire_type: u32| varint::put(out, u64::from(field.number << 3 | wire_type));
         match field.kind {
             Kind::Message(message) => {
                 tag(2);
@@ -172,7 +174,7 @@ impl Reader<'_> {
             Kind::Text => {
                 tag(2);
                 let text = self.string()?;
-                blob(out, text.as_bytes());
+                varint::blob(out, text.as_bytes());
             }
             Kind::Base64 => {
                 tag(2);
@@ -182,13 +184,13 @@ impl Reader<'_> {
                 if padding > 0 && (padding > 2 || standard.len() % 4 != 0) {
                     return None;
                 }
-                blob(out, &BASE64.decode(digits).ok()?);
+                varint::blob(out, &BASE64.decode(digits).ok()?);
             }
             Kind::Hex => {
                 tag(2);
                 let text = self.string()?.as_bytes();
                 let (pairs, []) = text.as_chunks::<2>() else { return None };
-                varint(out, pairs.len() as u64);
+                varint::put(out, pairs.len() as u64);
                 for [high, low] in pairs {
                     let digit = |byte: &u8| char::from(*byte).to_digit(16);
                     out.push((digit(high)? << 4 | digit(low)?) as u8);
@@ -209,11 +211,11 @@ impl Reader<'_> {
             }
             Kind::Int32 => {
                 tag(0);
-                varint(out, i64::from(self.integer::<i32>()?) as u64);
+                varint::put(out, i64::from(self.integer::<i32>()?) as u64);
             }
             Kind::Uint32 => {
                 tag(0);
-                varint(out, u64::from(self.integer::<u32>()?));
+                varint::put(out, u64::from(self.integer::<u32>()?));
             }
             Kind::Fixed32 => {
                 tag(5);
@@ -221,11 +223,11 @@ impl Reader<'_> {
             }
             Kind::Int64 => {
                 tag(0);
-                varint(out, self.integer::<i64>()? as u64);
+                varint::put(out, self.integer::<i64>()? as u64);
             }
             Kind::Uint64 => {
                 tag(0);
-                varint(out, self.integer()?);
+                varint::put(out, self.integer()?);
             }
             Kind::Fixed64 => {
                 tag(1);
@@ -238,7 +240,7 @@ impl Reader<'_> {
             Kind::Sint32 => {
                 tag(0);
                 let n = self.integer::<i32>()?;
-                varint(out, u64::from((n << 1 ^ n >> 31) as u32));
+                varint::put(out, u64::from((n << 1 ^ n >> 31) as u32));
             }
         }
         Some(())
@@ -417,19 +419,6 @@ impl Reader<'_> {
             self.need(b',')?;
         }
     }
-}
-
-fn varint(out: &mut Vec<u8>, mut n: u64) {
-    while n >= 0x80 {
-        out.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    out.push(n as u8);
-}
-
-fn blob(out: &mut Vec<u8>, data: &[u8]) {
-    varint(out, data.len() as u64);
-    out.extend_from_slice(data);
 }
 
 static EXPORT_LOGS_SERVICE_REQUEST: Message = Message(&[many("resourceLogs", 1, Kind::Message(&RESOURCE_LOGS))]);

@@ -10,6 +10,7 @@ mod request;
 mod rows;
 mod traces;
 mod values;
+mod varint;
 mod wire;
 
 #[pyo3::pymodule]

@@ -2,6 +2,8 @@
 //!
 //! What does not decode, or is not as the gateway writes it, is left to the reference.
 
+use crate::avro::Reader;
+
 const SYNC_BYTES: usize = 16;
 const SANE_FROM_NS: i64 = 946_684_800 * 1_000_000_000; // 2000-01-01
 const SANE_AHEAD_NS: i64 = 86_400 * 1_000_000_000; // of the receipt
@@ -160,108 +162,7 @@ impl Point<'_> {
     }
 }
 
-/// Avro's binary encoding, read; None where it is not as we write it.
-#[derive(Clone, Copy)]
-struct Reader<'a> {
-    rest: &'a [u8],
-}
-
 impl<'a> Reader<'a> {
-    #[inline]
-    fn take(&mut self, size: usize) -> Option<&'a [u8]> {
-        let (data, rest) = self.rest.split_at_checked(size)?;
-        self.rest = rest;
-        Some(data)
-    }
-
-    #[inline]
-    fn long(&mut self) -> Option<i64> {
-        let mut value = 0u64;
-        for (n, &byte) in self.rest.iter().take(10).enumerate() {
-            value |= u64::from(byte & 0x7F) << (7 * n);
-            if byte < 0x80 {
-                if n == 9 && byte > 1 {
-                    return None; // more than 64 bits
-                }
-                self.rest = self.rest.get(n + 1..)?;
-                return Some((value >> 1) as i64 ^ -((value & 1) as i64));
-            }
-        }
-        None
-    }
-
-    fn int(&mut self) -> Option<i32> {
-        i32::try_from(self.long()?).ok()
-    }
-
-    #[inline]
-    fn size(&mut self) -> Option<usize> {
-        usize::try_from(self.long()?).ok()
-    }
-
-    fn double(&mut self) -> Option<f64> {
-        let (data, rest) = self.rest.split_first_chunk()?;
-        self.rest = rest;
-        Some(f64::from_le_bytes(*data))
-    }
-
-    fn blob(&mut self) -> Option<&'a [u8]> {
-        let size = self.size()?;
-        self.take(size)
-    }
-
-    fn text(&mut self) -> Option<&'a [u8]> {
-        let data = self.blob()?;
-        std::str::from_utf8(data).ok()?;
-        Some(data)
-    }
-
-    /// The branch of ["null", …], of which the second is there.
-    fn present(&mut self) -> Option<bool> {
-        match self.long()? {
-            0 => Some(false),
-            1 => Some(true),
-            _ => None,
-        }
-    }
-
-    fn optional(&mut self) -> Option<Option<f64>> {
-        Some(if self.present()? { Some(self.double()?) } else { None })
-    }
-
-    /// As often as an array or map in one block has items. One more look finds its end, which `items` has not read.
-    fn items(&mut self) -> Option<std::ops::Range<usize>> {
-        let count = self.size()?;
-        if count > self.rest.len() { None } else { Some(0..count) }
-    }
-
-    fn end(&mut self, of: &std::ops::Range<usize>) -> Option<()> {
-        if of.end > 0 && self.size()? != 0 { None } else { Some(()) }
-    }
-
-    fn map(&mut self) -> Option<()> {
-        let items = self.items()?;
-        for _ in items.clone() {
-            self.text()?;
-            self.text()?;
-        }
-        self.end(&items)
-    }
-
-    fn doubles(&mut self) -> Option<Vec<[u8; 8]>> {
-        let items = self.items()?;
-        let found = items.clone().map(|_| self.double().map(f64::to_be_bytes)).collect::<Option<_>>()?;
-        self.end(&items)?;
-        Some(found)
-    }
-
-    fn longs(&mut self) -> Option<Vec<[u8; 8]>> {
-        let items = self.items()?;
-        let found = items.clone().map(|_| self.long().map(i64::to_be_bytes)).collect::<Option<_>>()?;
-        self.end(&items)?;
-        Some(found)
-    }
-
     /// One metric_point/1. `shared` are its fields from tenant to monotonic: those of the one before need no look.
     fn point(&mut self, shared: &mut &'a [u8]) -> Option<Point<'a>> {
         let event_id = self.take(16)?;
@@ -349,20 +250,6 @@ impl<'a> Reader<'a> {
         self.end(&exemplars)?;
         self.int()?;
         Some(())
-    }
-
-    fn pass_doubles(&mut self) -> Option<()> {
-        let items = self.items()?;
-        self.take(items.end.checked_mul(8)?)?;
-        self.end(&items)
-    }
-
-    fn pass_longs(&mut self) -> Option<()> {
-        let items = self.items()?;
-        for _ in items.clone() {
-            self.long()?;
-        }
-        self.end(&items)
     }
 }
 

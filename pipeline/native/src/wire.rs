@@ -3,12 +3,12 @@
 //! Source: the protobuf encoding; what is malformed is what protobuf's own C parser (upb) calls so.
 
 use crate::request::Refusal;
+use crate::varint::LONGEST;
 
 pub const MAX_VALUE_BYTES: usize = 900_000; // a Kafka message; brokers take 1 MB
 pub const DEPTH: usize = 100; // messages and groups inside one another, in what is parsed whole
 const LENGTH: u64 = 2;
 const SHORT_VARINT_BYTES: usize = 5; // of a tag or a length
-const LONG_VARINT_BYTES: usize = 10;
 
 /// A message that is walked and not parsed whole: bits of the field numbers of its children and of its other fields,
 /// and which count of a request its children are.
@@ -139,7 +139,7 @@ fn skip(body: &[u8], mut at: usize, mut tag: u64) -> Result<usize, Refusal> {
     let mut open: Vec<u64> = Vec::new();
     loop {
         match tag & 7 {
-            0 => at = varint(body, at, LONG_VARINT_BYTES)?.1,
+            0 => at = varint(body, at, LONGEST)?.1,
             1 => at += 8,
             LENGTH => {
                 let (size, inner) = varint(body, at, SHORT_VARINT_BYTES)?;
@@ -230,7 +230,7 @@ impl<'a> Fields<'a> {
     #[inline]
     fn scalar(&mut self, wire_type: u64) -> Result<Wire<'a>, Fault> {
         Ok(match wire_type {
-            0 => Wire::Varint(self.varint(LONG_VARINT_BYTES)?),
+            0 => Wire::Varint(self.varint(LONGEST)?),
             1 => Wire::Fixed64(u64::from_le_bytes(self.fixed()?)),
             LENGTH => {
                 let size = self.varint(SHORT_VARINT_BYTES)? as usize;
@@ -329,7 +329,7 @@ pub fn packed_fixed64(data: &[u8], mut take: impl FnMut(u64)) -> Result<(), Faul
 pub fn packed_varints(data: &[u8], mut take: impl FnMut(u64)) -> Result<(), Fault> {
     let mut fields = Fields::new(data, 0);
     while !fields.rest.is_empty() {
-        take(fields.varint(LONG_VARINT_BYTES)?);
+        take(fields.varint(LONGEST)?);
     }
     Ok(())
 }
