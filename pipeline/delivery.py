@@ -157,9 +157,13 @@ class Delivery:
 
     async def _write(self, part: Sequence[Message]) -> int:
         away = metrics.STORE_AWAY.labels(self._writer.name)
+        waits = False
 
         def count_and_tell(state: tenacity.RetryCallState) -> None:
-            away.set(1)
+            nonlocal waits
+            if not waits:
+                waits = True
+                away.inc()
             metrics.RETRIES.labels(self._writer.name).inc()
             reason = str(state.outcome.exception()) if state.outcome else ""
             log.warning(
@@ -172,9 +176,12 @@ class Delivery:
             before_sleep=count_and_tell,
             sleep=self._sleep,
         )
-        with metrics.STORE_SECONDS.labels(self._writer.name).time():
-            records: int = await retrying(asyncio.to_thread, self._writer.write, part)
-        away.set(0)
+        try:
+            with metrics.STORE_SECONDS.labels(self._writer.name).time():
+                records: int = await retrying(asyncio.to_thread, self._writer.write, part)
+        finally:
+            if waits:
+                away.dec()
         return records
 
     async def _bury(self, message: Message, reason: Rejected) -> None:

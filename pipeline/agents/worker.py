@@ -261,12 +261,13 @@ class _Agents:
         self._publisher: Publisher | None = None
         self._assignments = 0
         self._gap: asyncio.Task[None] | None = None
+        self._in_flight = in_flight
         self._slots = asyncio.Semaphore(in_flight)
 
     def subscribe(self, writers: dict[str, Writer], health_port: int, limit: Limit) -> None:
         app = self._app
         for topic, writer in writers.items():
-            self._agent(topic, Delivery(writer, self, limit=limit))
+            self._agent(topic, Delivery(writer, self, limit=limit, sleep=self._rest))
 
         @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
@@ -349,15 +350,22 @@ class _Agents:
         async def write(stream: Any) -> None:
             waiting: Waiting[Any] = Waiting(own.batch_records, own.batch_bytes)
             under_way: asyncio.Queue[tuple[asyncio.Task[None], list[Any]]] = asyncio.Queue()
+            places = asyncio.Semaphore(self._in_flight)
             tasks = [
-                asyncio.create_task(_or_stop(_deliver(waiting, delivery, under_way, self._slots))),
-                asyncio.create_task(_or_stop(_acknowledge(stream, waiting, under_way, self._slots))),
+                asyncio.create_task(_or_stop(_deliver(waiting, delivery, under_way, (places, self._slots)))),
+                asyncio.create_task(_or_stop(_acknowledge(stream, waiting, under_way, places))),
             ]
             try:
                 await _or_stop(_take(stream, own.batch_within_s, waiting))
             finally:
                 for task in tasks:
                     task.cancel()
+
+    async def _rest(self, seconds: float) -> None:
+        """A batch that waits for its store leaves its slot to other topics."""
+        self._slots.release()
+        await asyncio.sleep(seconds)
+        await self._slots.acquire()
 
     async def put(self, message: Message, reason: Rejected) -> None:
         """Publish to `<topic>_dlq`: the raw bytes, why, and where from."""
@@ -394,19 +402,25 @@ def _records(event: Any) -> int:
 
 
 async def _deliver(
-    waiting: Waiting[Any], delivery: Delivery, under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore
+    waiting: Waiting[Any],
+    delivery: Delivery,
+    under_way: "asyncio.Queue[Any]",
+    free: tuple[asyncio.Semaphore, asyncio.Semaphore],
 ) -> None:
-    """Deliver what is ready, a batch for each free slot."""
+    """Deliver what is ready, a batch for each place that its topic has and each slot of the process."""
+    places, slots = free
     while True:
         await waiting.ready()
+        await places.acquire()
         await slots.acquire()
         batch = await waiting.take()
         delivering = asyncio.create_task(delivery.deliver([_message(event) for event in batch]))
+        delivering.add_done_callback(lambda _: slots.release())
         under_way.put_nowait((delivering, batch))
 
 
 async def _acknowledge(
-    stream: Any, waiting: Waiting[Any], under_way: "asyncio.Queue[Any]", slots: asyncio.Semaphore
+    stream: Any, waiting: Waiting[Any], under_way: "asyncio.Queue[Any]", places: asyncio.Semaphore
 ) -> None:
     """Acknowledge batches in the order they were taken, each when it is delivered."""
     freshness = metrics.FRESHNESS_SECONDS.labels(stream.app.conf.id)
@@ -416,7 +430,7 @@ async def _acknowledge(
         freshness.observe(time.time() - min(event.message.timestamp for event in events))
         for event in events:
             await stream.ack(event)
-        slots.release()
+        places.release()
         await waiting.done()
 
 

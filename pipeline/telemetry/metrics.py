@@ -96,7 +96,7 @@ STORE_SECONDS = Histogram("pipeline_writer_store_seconds", "One store transactio
 RETRIES = Counter("pipeline_writer_retries", "Store calls repeated because the store was away.", ["writer"])
 STORE_AWAY = Gauge(
     "pipeline_writer_store_away",
-    "1 while the store is away and a batch waits.",
+    "Batches that wait for a store that is away.",
     ["writer"],
     multiprocess_mode="livemax",
 )

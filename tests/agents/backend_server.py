@@ -14,6 +14,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
+LOGS = "/v1/logs"
 TAKEN = ExportLogsServiceResponse().SerializeToString()
 
 
@@ -39,17 +40,19 @@ def partly(rejected: int, why: str) -> Say:
 
 
 class Server:
-    """Answers by the script, then that all was taken."""
+    """Answers by the script, then that all was taken; over HTTP, 404 to what is of the path `unknown`."""
 
-    def __init__(self, protocol: str, script: Sequence[Say] = (), port: int = 0) -> None:
+    def __init__(self, protocol: str, script: Sequence[Say] = (), port: int = 0, unknown: str = "") -> None:
         self.asked: list[Asked] = []
         self._script = list(script)
         self._wanted = port
+        self._unknown = unknown
         self._lock = threading.Lock()
         self.port, self.stop = {"http": self._http, "grpc": self._grpc}[protocol]()
 
     def _answer(self, headers: dict[str, str], body: bytes) -> Say:
-        request = ExportLogsServiceRequest.FromString(body)
+        path = headers.get("path", LOGS)
+        request = ExportLogsServiceRequest.FromString(body if path == LOGS else b"")
         bodies = [
             record.body.string_value
             for resource in request.resource_logs
@@ -57,7 +60,7 @@ class Server:
             for record in scope.log_records
         ]
         with self._lock:
-            say = self._script.pop(0) if self._script else Say()
+            say = Say(404) if path == self._unknown else self._script.pop(0) if self._script else Say()
             self.asked.append(Asked(headers, bodies, time.monotonic(), not say.status))
             return say
 

@@ -21,7 +21,9 @@ from pipeline.settings import KafkaSettings, OtlpWriterSettings, Settings
 from pipeline.telemetry import metrics
 from tests.agents.backend_server import Say, Server, partly
 from tests.agents.builtin.run import of_request
+from tests.agents.process import Process, send, until
 from tests.audit.conftest import remove_topics
+from tests.conftest import free_ports
 from tests.drills import otlp_writer as drill
 from tests.drills.context import Context
 from tests.otlp.requests import logs, traces
@@ -200,3 +202,26 @@ def test_a_back_end_away_busy_and_picky_gets_everything_once(kafka: str, tmp_pat
     topics.apply_all(settings)
     assert "nothing lost" in drill.sent_on(Context("otlp_writer", tmp_path, 1, short=True), settings)
     remove_topics(kafka)
+
+
+@pytest.mark.timeout(120)
+def test_a_signal_that_the_back_end_has_no_place_for_holds_up_no_other(kafka: str) -> None:
+    """Logs are answered 404 and wait; spans that come after them arrive."""
+    remove_topics(kafka)
+    server = Server("http", unknown="/v1/logs")
+    own = OtlpWriterSettings(endpoint=f"http://127.0.0.1:{server.port}", health_port=free_ports(1)[0])
+    settings = Settings(kafka=KafkaSettings(bootstrap_servers=kafka), otlp_writer=own)
+    topics.apply_all(settings)
+    process = Process("otlp_writer", settings)
+    process.start()
+    try:
+        for signal, request in (("logs", logs("x")), ("traces", traces())):
+            send(settings, of_request(signal, request)._replace(topic=f"{signal}_raw", partition=0))
+            until(
+                lambda path=f"/v1/{signal}": path in {asked.headers["path"] for asked in server.asked}, f"no {signal}"
+            )
+        assert {asked.headers["path"]: asked.taken for asked in server.asked} == {"/v1/logs": False, "/v1/traces": True}
+    finally:
+        process.close()
+        server.stop()
+        remove_topics(kafka)

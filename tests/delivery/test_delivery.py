@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.delivery import Delivery, Limit, Message, TooManyDeadLetters
 from pipeline.errors import Rejected, Unavailable
+from pipeline.telemetry import metrics
 from tests.contract.fake import Memory, MemoryWriter
 from tests.contract.test_stores import one
 from tests.otlp import requests
@@ -116,3 +117,30 @@ def test_a_bug_is_not_swallowed() -> None:
 
     with pytest.raises(KeyError):
         asyncio.run(Delivery(Broken(), Dead()).deliver([GOOD]))
+
+
+def test_the_gauge_counts_the_batches_that_wait() -> None:
+    """Another batch that is stored meanwhile changes nothing, and what ends as poison waits no more."""
+
+    class Store:
+        name = "a store"
+
+        def __init__(self, *failures: Exception) -> None:
+            self._failures = list(failures)
+
+        def write(self, batch: Sequence[Message]) -> int:
+            if self._failures:
+                raise self._failures.pop(0)
+            return len(batch)
+
+    gauge = metrics.STORE_AWAY.labels("a store")._value
+    seen = []
+
+    async def beside(_: float) -> None:
+        await Delivery(Store(), Dead()).deliver([GOOD])
+        seen.append(gauge.get())
+
+    dead = Dead()
+    store = Store(Unavailable("away"), Unavailable("away"), Rejected("poison"))
+    asyncio.run(Delivery(store, dead, sleep=beside).deliver([GOOD]))
+    assert (seen, gauge.get(), len(dead.buried)) == ([1, 1], 0, 1)
