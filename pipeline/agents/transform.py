@@ -291,7 +291,8 @@ class _Pieces:
             group.times.append(_time(record, parent))
 
     def _drop(self, parent: Record, answer: Drop | None) -> None:
-        self._dropped.append((parent.event_id, answer.reason[:MAX_REASON] if answer else NO_REASON))
+        reason = str(answer.reason).encode(errors="backslashreplace").decode() if answer else NO_REASON
+        self._dropped.append((parent.event_id, reason[:MAX_REASON]))
 
     def drops(self) -> dict[str, int]:
         counted: dict[str, int] = {}

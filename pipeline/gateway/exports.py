@@ -21,6 +21,7 @@ from pipeline.otlp.json import to_protobuf
 from pipeline.record import schema
 from pipeline.record.framing import Group, Origin
 from pipeline.record.schema import Schema, Signal
+from pipeline.record.times import receipt_ns
 from pipeline.settings import GatewaySettings
 from pipeline.telemetry import metrics
 
@@ -229,6 +230,7 @@ class _Otlp:
     def encode(self, body: bytes, origin: Origin, partitions: int) -> otlp.Encoded:
         if self._is_json:
             body = to_protobuf(self.signal, body, max_values=self._max_values)
+        origin = Origin(origin.tenant, origin.region, receipt_ns(origin.received_time))
         return otlp.encode(self.signal, body, origin, partitions=partitions, rules=self._rules)
 
     async def stands(self, _: otlp.Encoded) -> bool:

@@ -90,7 +90,7 @@ def headers(message: Message, reason: Rejected, *, writer: str, time_ns: int) ->
     """The headers of the dead letter of `message`."""
     came = message.pairs or tuple(message.headers.items())
     original = [pair for pair in came if pair[0] not in (ATTEMPT, FROM)]
-    why = message.why(reason).encode()[:MAX_REASON_BYTES]
+    why = message.why(reason).encode(errors="backslashreplace")[:MAX_REASON_BYTES]  # it may quote half a character
     return [
         *original,
         (FIRST, why),

@@ -147,12 +147,12 @@ def test_drops_are_told_with_their_reasons() -> None:
 
     @agent(reads="logs_raw", writes="logs_norm", version=1)
     def quiet(record: LogRecord) -> LogRecord | None:
-        return None if record.severity_number == 1 else drop("debug")  # type: ignore[return-value]
+        return [None, drop(42), drop("half of \ud83d")][record.severity_number]  # type: ignore[arg-type, return-value]
 
-    found = made(quiet, of(LogRecord(severity_number=1), LogRecord()))
-    assert found.drops == {"returned None": 1, "debug": 1}
-    assert emitted(found, DROPS_TOPIC) == [
-        {"event_id": bytes(16), "reason": "returned None"}, {"event_id": b"\1" * 16, "reason": "debug"},
+    found = made(quiet, of(LogRecord(), LogRecord(severity_number=1), LogRecord(severity_number=2)))
+    assert found.drops == {"returned None": 1, "42": 1, "half of \\ud83d": 1}
+    assert [(one["event_id"], one["reason"]) for one in emitted(found, DROPS_TOPIC)] == [
+        (bytes(16), "returned None"), (b"\1" * 16, "42"), (b"\2" * 16, "half of \\ud83d"),
     ]  # fmt: skip
     [receipt] = made(quiet, of(LogRecord()), {"metrics": "metrics_norm"}).outputs
     assert (receipt.topic, receipt.records, dict(receipt.headers)["source"]) == (DROPS_TOPIC, 0, b"logs_raw/2@17")

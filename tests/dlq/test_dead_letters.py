@@ -36,6 +36,7 @@ def test_a_dead_letter_keeps_what_came_and_says_why() -> None:
     assert (letter.reason, letter.exception) == ("no such day", "builtins.ValueError")
     assert (letter.schema, letter.attempt, letter.writer, letter.time_ns) == ("log_record/1", 1, "ch_writer", 42)
     assert buried(came(), Rejected("logs_raw [2] @ 7: The value is cut.")).reason == "The value is cut."
+    assert buried(came(), Rejected("half of \ud83d")).reason == "half of \\ud83d"
     assert buried(came(), Rejected("x")).exception == "pipeline.errors.Rejected"
 
 

@@ -373,6 +373,15 @@ def test_the_specification_holds(gateway: Gateway, check: Check) -> None:
     check(gateway)
 
 
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_a_receipt_is_a_whole_millisecond(gateway: Gateway, signal: str) -> None:
+    """What is below tells the forms of an event apart, and stores file a record without a time under its receipt."""
+    for _ in range(3):
+        gateway.post(ONE_OF_EVERYTHING[signal].SerializeToString(), PROTOBUF, f"/v1/{signal}")
+    received = [record["received_time"] for message in gateway.publisher.published for record in message.records]
+    assert {time % 1_000_000 for time in received} == {0}
+
+
 # Stock exporters
 
 
