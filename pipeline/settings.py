@@ -223,7 +223,7 @@ class ReplaySettings(Part):
 
 
 class WriterSettings(Part):
-    """A writer; worker n serves /livez, /readyz and /metrics on loopback at `health_port` + n."""
+    """A writer; worker n serves /livez, /readyz and the /metrics of all on loopback at `health_port` + n."""
 
     health_port: Port
     workers: Annotated[int, Field(ge=1, le=64)] = 1

@@ -15,6 +15,7 @@ import structlog
 log = structlog.get_logger()
 NUMBER_VARIABLE = "WORKER_NUMBER"
 RESTART_AFTER_S = 1.0
+LOOK_S = 0.2
 STOP_WITHIN_S = 25.0
 
 
@@ -33,9 +34,9 @@ def supervise(groups: Sequence[Group]) -> int:
     A worker that ends with 2 (misconfigured) ends its group, since starting it again would not help. Return 2 when no
     group is left, 0 after an orderly stop.
     """
-    stopping = threading.Event()
+    stops: list[int] = []  # signals; an Event's lock may be held by what one interrupts
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopping.set())
+        signal.signal(name, lambda number, _: stops.append(number))
     with tempfile.TemporaryDirectory(prefix="pipeline-metrics-") as shared:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
         from prometheus_client import multiprocess  # noqa: PLC0415
@@ -45,7 +46,8 @@ def supervise(groups: Sequence[Group]) -> int:
         group_of = dict(enumerate(group for group in groups for _ in range(group.workers)))
         children = {n: _start(group, n) for n, group in group_of.items()}
         signal.signal(signal.SIGHUP, lambda *_: _tell_all(children.values(), signal.SIGHUP))
-        while children and not stopping.wait(0.2):
+        while children and not stops:
+            time.sleep(LOOK_S)
             for n, child in list(children.items()):
                 if n not in children or child.poll() is None:
                     continue
@@ -57,7 +59,7 @@ def supervise(groups: Sequence[Group]) -> int:
                     )
                     continue
                 log.error("worker died", process=group.name, worker=n, pid=child.pid, code=child.returncode)
-                stopping.wait(RESTART_AFTER_S)
+                time.sleep(RESTART_AFTER_S)
                 multiprocess.mark_process_dead(child.pid)  # type: ignore[no-untyped-call]  # or its gauges count for ever
                 children[n] = _start(group, n)
                 metrics.WORKER_RESTARTS.labels(group.name).inc()

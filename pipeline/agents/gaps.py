@@ -98,7 +98,7 @@ def accept(gaps: Iterable[Gap], settings: Settings) -> None:
     """
     groups = Groups(settings.kafka)
     for gap in gaps:
-        groups.move(gap.writer, {(gap.topic, gap.partition): Committed(gap.start)})
+        groups.move(settings.kafka.named(gap.writer), {(gap.topic, gap.partition): Committed(gap.start)})
 
 
 def _gaps(

@@ -69,7 +69,10 @@ class Spool:
         self._adopted: tuple[Store, ...] = ()
         self._adopted_at_s = clock()
         try:
+            missing = [each for each in (directory, *directory.parents) if not each.exists()]
             directory.mkdir(parents=True, exist_ok=True)
+            for each in missing:
+                sync_directory(each.parent)
             self._own = self._take()
         except OSError as error:
             raise Misconfigured(f"spool.directory: {directory} cannot be used: {error}.") from error

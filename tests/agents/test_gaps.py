@@ -5,11 +5,12 @@ import signal
 import time
 
 import psycopg
+import pytest
 
 from pipeline import topics
 from pipeline.agents import gaps
-from pipeline.kafka.groups import Groups
-from pipeline.settings import Settings
+from pipeline.kafka.groups import Committed, Groups
+from pipeline.settings import KafkaSettings, Settings
 from tests.agents.process import Process, remove_before, send, until
 from tests.audit.conftest import remove_topics
 from tests.contract.test_stores import gauges, new_service, one
@@ -31,6 +32,23 @@ def test_a_gap_is_told_with_its_size_and_times() -> None:
     assert (anew.offsets, "ends at 4: the topic was made anew" in str(anew)) == (0, True)
     assert str(anew).endswith("all that is there would be read from the first.")
     assert anew.command == "pipeline agents accept_gap ch_writer --topic logs_raw --partition 1"
+
+
+def test_a_gap_of_a_sandbox_is_accepted_in_its_own_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live's group of the same writer stands where it stood."""
+    moved = []
+
+    class Groups:
+        def __init__(self, _: KafkaSettings) -> None: ...
+
+        def move(self, group: str, offsets: object) -> None:
+            moved.append((group, offsets))
+
+    monkeypatch.setattr(gaps, "Groups", Groups)
+    gap = gaps.Gap("pg_writer", "sandbox_x_logs_raw", 1, position=10, start=25, end=30, first_ms=None)
+    sandbox = Settings.model_construct(kafka=KafkaSettings(prefix="sandbox_x_"))
+    gaps.accept([gap], sandbox)
+    assert moved == [("sandbox_x_pg_writer", {("sandbox_x_logs_raw", 1): Committed(25)})]
 
 
 class Points:

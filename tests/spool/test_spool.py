@@ -34,6 +34,17 @@ def test_as_put(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_directory_that_it_makes_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each new directory's entry is fsynced too, or a power failure after the first OK takes the spool with it."""
+    synced = set()
+    monkeypatch.setattr(module, "sync_directory", synced.add)
+    spool(tmp_path / "a" / "b").close()
+    assert {tmp_path, tmp_path / "a"} <= synced
+    synced.clear()
+    spool(tmp_path / "a" / "b").close()
+    assert tmp_path not in synced
+
+
 def test_limits_of_a_read(tmp_path: Path) -> None:
     """A read stops at its count and at its bytes, and yet returns one message that alone is over them."""
     working = spool(tmp_path)
