@@ -130,6 +130,7 @@ class Delivery:
         self._limit = limit or Limit()
         self._clock = clock
         self._sleep = sleep
+        self.waits: dict[object, str] = {}  # what each part of a batch that waits for its store waits for
 
     async def deliver(self, batch: Sequence[Message]) -> None:
         """Return when every record of `batch` is committed by the store, or its message safe in the dead letters.
@@ -157,15 +158,13 @@ class Delivery:
 
     async def _write(self, part: Sequence[Message]) -> int:
         away = metrics.STORE_AWAY.labels(self._writer.name)
-        waits = False
+        this = object()
 
         def count_and_tell(state: tenacity.RetryCallState) -> None:
-            nonlocal waits
-            if not waits:
-                waits = True
+            if this not in self.waits:
                 away.inc()
             metrics.RETRIES.labels(self._writer.name).inc()
-            reason = str(state.outcome.exception()) if state.outcome else ""
+            reason = self.waits[this] = str(state.outcome.exception()) if state.outcome else ""
             log.warning(
                 "store is away, trying again", writer=self._writer.name, attempt=state.attempt_number, reason=reason
             )
@@ -180,7 +179,7 @@ class Delivery:
             with metrics.STORE_SECONDS.labels(self._writer.name).time():
                 records: int = await retrying(asyncio.to_thread, self._writer.write, part)
         finally:
-            if waits:
+            if self.waits.pop(this, None) is not None:
                 away.dec()
         return records
 

@@ -263,11 +263,13 @@ class _Agents:
         self._gap: asyncio.Task[None] | None = None
         self._in_flight = in_flight
         self._slots = asyncio.Semaphore(in_flight)
+        self._deliveries: dict[str, Delivery] = {}
 
     def subscribe(self, writers: dict[str, Writer], health_port: int, limit: Limit) -> None:
         app = self._app
         for topic, writer in writers.items():
-            self._agent(topic, Delivery(writer, self, limit=limit, sleep=self._rest))
+            self._deliveries[topic] = Delivery(writer, self, limit=limit, sleep=self._rest)
+            self._agent(topic, self._deliveries[topic])
 
         @app.on_partitions_assigned.connect(weak=False)
         async def on_assigned(*_: Any, **__: Any) -> None:
@@ -281,7 +283,7 @@ class _Agents:
         @app.task  # type: ignore[untyped-decorator]
         async def serve_health() -> None:
             web_app = web.Application()
-            web_app.router.add_routes(health.routes(self._unready))
+            web_app.router.add_routes(health.routes(self._unready, self._degraded))
             runner = web.AppRunner(web_app, access_log=None)
             await runner.setup()
             try:
@@ -296,6 +298,9 @@ class _Agents:
         if self._gap:
             return {"kafka": "messages were removed before they were read; the log says which"}
         return {} if self._assignments else {"kafka": "no partitions assigned yet"}
+
+    def _degraded(self) -> dict[str, str]:
+        return {topic: reason for topic, each in self._deliveries.items() for reason in each.waits.values()}
 
     def _watch_offsets(self, consumer: Any) -> None:
         """Put ourselves between Faust, which would skip or crash, and what aiokafka says of offsets."""

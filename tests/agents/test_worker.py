@@ -1,11 +1,13 @@
 """The pure pieces of a writer process: batches, the bound of its buffers, what is checked, the token."""
 
 import asyncio
+import io
 import json
 import pathlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import fastavro
 import faust
 import pytest
 import uvloop
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from mode.utils.queues import FlowControlEvent
 
 from pipeline.agents.batch import join, known
-from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, by_days, token
+from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, by_days, pieces, token
 from pipeline.agents.consumers import closed_is_broken
 from pipeline.agents.waiting import Waiting
 from pipeline.agents.worker import _BytesBoundQueue
@@ -25,6 +27,8 @@ from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.record import container, schema
 from pipeline.record.avro import long
+from tests.agents.builtin.run import of_request
+from tests.otlp.requests import logs
 
 LOGS = schema.of("logs")
 KNOWN = known("logs")
@@ -320,6 +324,27 @@ def test_messages_of_very_many_days_or_none_stay_together() -> None:
     odd = [message(b"", offset=offset, min_time=b"soon") for offset in (3, 4)]
     assert by_days([wide[0], odd[0], wide[1], odd[1], wide[2]]) == [wide, odd]
     assert by_days([]) == []
+
+
+@pytest.mark.parametrize(("days_", "inserts"), [(300, 1), (900, 5)])
+def test_what_holds_years_is_inserted_by_pieces(days_: int, inserts: int) -> None:
+    """No insert touches more days than ClickHouse has memory for; every record is in one of them, under its own token."""
+    request = logs("x")
+    [records] = [scope.log_records for scope in request.resource_logs[0].scope_logs]
+    for day in range(1, days_):
+        records.add().CopyFrom(records[0])
+        records[day].time_unix_nano += day * DAY_NS
+    one = of_request("logs", request, records[days_ - 1].time_unix_nano)
+    times = {"min_time": b"%d" % records[0].time_unix_nano, "max_time": b"%d" % records[days_ - 1].time_unix_nano}
+    [joined] = join([one._replace(offset=n, headers={**one.headers, **times}) for n in range(2)], KNOWN)
+    made = list(pieces(joined))
+    assert (len(made), len({token for _, _, token in made})) == (inserts, inserts)
+    assert made == list(pieces(joined))
+    ids = [
+        record["event_id"] for values, _, _ in made for value in values for record in fastavro.reader(io.BytesIO(value))
+    ]
+    assert ids == [record["event_id"] for value in joined.values for record in fastavro.reader(io.BytesIO(value))]
+    assert sum(count for _, count, _ in made) == joined.records == 2 * days_
 
 
 def test_a_topic_made_anew_has_other_tokens() -> None:

@@ -119,7 +119,7 @@ def test_a_bug_is_not_swallowed() -> None:
         asyncio.run(Delivery(Broken(), Dead()).deliver([GOOD]))
 
 
-def test_the_gauge_counts_the_batches_that_wait() -> None:
+def test_what_waits_is_counted_and_says_for_what() -> None:
     """Another batch that is stored meanwhile changes nothing, and what ends as poison waits no more."""
 
     class Store:
@@ -138,9 +138,10 @@ def test_the_gauge_counts_the_batches_that_wait() -> None:
 
     async def beside(_: float) -> None:
         await Delivery(Store(), Dead()).deliver([GOOD])
-        seen.append(gauge.get())
+        seen.append((gauge.get(), [*waiting.waits.values()]))
 
     dead = Dead()
-    store = Store(Unavailable("away"), Unavailable("away"), Rejected("poison"))
-    asyncio.run(Delivery(store, dead, sleep=beside).deliver([GOOD]))
-    assert (seen, gauge.get(), len(dead.buried)) == ([1, 1], 0, 1)
+    waiting = Delivery(Store(Unavailable("away"), Unavailable("still"), Rejected("poison")), dead, sleep=beside)
+    asyncio.run(waiting.deliver([GOOD]))
+    assert seen == [(1, ["away"]), (1, ["still"])]
+    assert (gauge.get(), waiting.waits, len(dead.buried)) == (0, {}, 1)
