@@ -9,6 +9,7 @@ import email.utils
 import gzip
 import json
 import pathlib
+import re
 import time
 import urllib.parse
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +30,8 @@ from pipeline.settings import OtlpWriterSettings
 LONGEST_WAIT_S = 300.0  # that a back end may ask for
 RECONNECT_WITHIN_MS = 10_000
 SAID = 300  # characters of what it says
+ANSWER_BYTES = 4 * 1024 * 1024  # that are read of it over HTTP, as gRPC does by itself
+KEY = re.compile(r"[A-Za-z0-9_.-]+")  # of a header; gRPC takes no other token of HTTP
 SERVICES: dict[Signal, tuple[str, str, Any]] = {
     "logs": ("logs.v1.LogsService", "rejected_log_records", ExportLogsServiceResponse),
     "metrics": ("metrics.v1.MetricsService", "rejected_data_points", ExportMetricsServiceResponse),
@@ -116,12 +119,16 @@ class _Http:
     def send(self, signal: Signal, request: bytes) -> Taken:
         body = gzip.compress(request, 1) if self._gzip else request
         try:
-            answer = self._pool.request("POST", f"{self._url}/v1/{signal}", body=body)
-        except urllib3.exceptions.HTTPError as error:
+            answer = self._pool.request(
+                "POST", f"{self._url}/v1/{signal}", body=body, redirect=False, preload_content=False
+            )
+            data = answer.read(ANSWER_BYTES)
+            answer.close()  # where more would come; a whole one has given its connection back
+        except (urllib3.exceptions.HTTPError, ValueError) as error:  # ValueError: a chunk of a negative size
             raise Later(f"The back end at {self._url} does not answer: {error}") from error
         if 200 <= answer.status < 300:
-            return _taken(signal, answer.data, answer.headers.get("content-type", ""))
-        said = f"The back end at {self._url} answered {answer.status}: {_status(answer.data)}"
+            return _taken(signal, data, answer.headers.get("content-type", ""))
+        said = f"The back end at {self._url} answered {answer.status}: {_status(data)}"
         if answer.status == 429 or answer.status >= 500:
             raise Later(said, _seconds(answer.headers.get("retry-after", "")))
         if answer.status in OURS_TO_MEND or 300 <= answer.status < 400:
@@ -181,13 +188,12 @@ def _asked_for(metadata: Any) -> float | None:
     for key, value in metadata:
         if key == "grpc-status-details-bin":
             try:
-                details = Status.FromString(value).details
+                for detail in Status.FromString(value).details:
+                    info = RetryInfo()
+                    if detail.Unpack(info):
+                        return float(info.retry_delay.ToNanoseconds() / 1e9)
             except DecodeError:
                 return None
-            for detail in details:
-                info = RetryInfo()
-                if detail.Unpack(info):
-                    return float(info.retry_delay.ToNanoseconds() / 1e9)
     return None
 
 
@@ -197,15 +203,16 @@ def _seconds(retry_after: str) -> float:
         return float(retry_after)
     try:
         return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 
 def _status(body: bytes) -> str:
     """What a failed answer says: google.rpc.Status in protobuf or JSON, or text."""
     try:
-        return str(json.loads(body)["message"])[:SAID]
-    except (ValueError, KeyError, TypeError):
+        said = str(json.loads(body)["message"])[:SAID]
+        return said.encode(errors="replace").decode()  # JSON can say half a surrogate pair
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     try:
         return str(Status.FromString(body).message)[:SAID]

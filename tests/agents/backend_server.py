@@ -31,6 +31,7 @@ class Say(NamedTuple):
     status: int = 0  # the protocol's own for success
     retry_s: float | None = None
     body: bytes = TAKEN
+    raw: bytes = b""  # instead of all that: the whole answer over HTTP, RetryInfo's bytes over gRPC
 
 
 def partly(rejected: int, why: str) -> Say:
@@ -75,6 +76,10 @@ class Server:
                 body = self.rfile.read(int(headers["content-length"]))
                 plain = gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
                 say = answer({**headers, "path": self.path}, plain)
+                if say.raw:
+                    self.wfile.write(say.raw)
+                    self.close_connection = True
+                    return
                 self.send_response(say.status or 200)
                 if say.retry_s is not None:
                     self.send_header("Retry-After", f"{say.retry_s:.0f}")
@@ -100,11 +105,12 @@ class Server:
             say = self._answer(dict(context.invocation_metadata()), request)
             if say.status:
                 status = Status(code=say.status, message="as the script says")
-                if say.retry_s is not None:
+                if say.retry_s is not None or say.raw:
                     info = RetryInfo()
-                    info.retry_delay.FromNanoseconds(int(say.retry_s * 1e9))
+                    info.retry_delay.FromNanoseconds(int((say.retry_s or 0) * 1e9))
                     packed = Packed()
                     packed.Pack(info)
+                    packed.value = say.raw or packed.value
                     status.details.append(packed)
                 context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
                 code = next(each for each in grpc.StatusCode if each.value[0] == say.status)

@@ -3,15 +3,17 @@
 import asyncio
 import pathlib
 import time
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
 from pydantic import SecretStr
 
 from pipeline import otlp, topics
 from pipeline.agents.otlp_writer import OtlpWriter
-from pipeline.backend import backend, parsed
+from pipeline.backend import LONGEST_WAIT_S, Later, backend, parsed
 from pipeline.delivery import Delivery, Message
 from pipeline.errors import Misconfigured, Rejected, Unavailable
 from pipeline.otlp.export import export_request
@@ -35,6 +37,8 @@ AWAY = {"http": 503, "grpc": 14}
 BROKEN = {"http": 500, "grpc": 13}
 DENIED = {"http": 401, "grpc": 16}
 BAD = {"http": 400, "grpc": 3}
+FAR = RetryInfo(retry_delay={"seconds": 2**63 - 1, "nanos": 2**31 - 1}).SerializeToString()
+PAST = RetryInfo(retry_delay={"seconds": -(2**63), "nanos": -(2**31)}).SerializeToString()
 
 
 class Letters:
@@ -90,6 +94,68 @@ def test_the_time_that_a_back_end_asks_for_is_waited(protocol: str) -> None:
         assert time.monotonic() - began > 0.9
     finally:
         server.stop()
+
+
+def http(*headers: str, body: bytes = b"", status: str = "503 x") -> bytes:
+    """An answer byte for byte; it ends with its connection where no header says otherwise."""
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body
+
+
+@pytest.mark.parametrize(
+    ("protocol", "raw"),
+    [
+        *[
+            ("http", http(f"Retry-After: {asked}"))
+            for asked in (
+                "9" * 5000, "-5", "nan", "Mon, 01 Jan 99999999999 00:00:00 GMT",
+                "Mon, 01 Jan 2024 00:00:00 +99999999999999", "Mon, 01 Jan 0001 00:00:00 -0000",
+            )
+        ],
+        ("http", http(body=b"[" * 200_000)),
+        ("http", http(body=b"\xff\xfe")),
+        ("http", http("Content-Length: 1000000000000000000", body=b"x")),
+        ("http", http("Content-Length: 99999999999999999999999", body=b"x")),
+        *[("http", http("Transfer-Encoding: chunked", body=size + b"\r\n")) for size in (b"-5", b"f" * 23, b"x")],
+        ("http", http("Content-Encoding: gzip", "Content-Length: 1", body=b"x")),
+        ("http", http("Location: http://[::1", "Content-Length: 0", status="302 x")),
+        ("http", b"\xff\xfe\x00"),
+        *[("grpc", raw) for raw in (b"\xff", FAR, PAST)],
+    ],
+)  # fmt: skip
+def test_an_absurd_answer_is_tried_again(protocol: str, raw: bytes) -> None:
+    """Whatever the back end says, the process lives, and waits neither for ever nor less than nothing."""
+    server = Server(protocol, [Say(AWAY[protocol], raw=raw)])
+    try:
+        to = writer(server, protocol)
+        with pytest.raises(Later) as caught:
+            to.write(messages(1))
+    finally:
+        server.stop()
+    assert 0 <= caught.value.wait_s <= LONGEST_WAIT_S
+
+
+def test_of_an_answer_without_end_only_its_begin_is_read() -> None:
+    """It takes no memory, and the next request goes through."""
+    server = Server("http", [Say(raw=http(body=bytes(64 << 20), status="200 OK"))])
+    try:
+        to = writer(server, "http")
+        tracemalloc.start()
+        assert to.write(messages(1)) == 1
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+        assert to.write(messages(2)) == 2
+    finally:
+        tracemalloc.stop()
+        server.stop()
+
+
+def test_what_a_refusal_says_fits_into_a_dead_letter() -> None:
+    """Half a surrogate pair, which JSON can say and no header hold, is replaced."""
+    server = Server("http", [Say(400, body=b'{"message": "no \\ud800"}')])
+    try:
+        [(_, reason)] = delivered(writer(server, "http"), messages(1)).put_
+    finally:
+        server.stop()
+    assert reason.encode().endswith(b"400: no ?")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
