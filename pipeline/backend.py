@@ -71,11 +71,16 @@ class Backend(Protocol):
 def backend(settings: OtlpWriterSettings) -> Backend:
     """By the settings; nothing is asked yet. Raises Misconfigured with every problem."""
     problems = []
-    url = urllib.parse.urlsplit(settings.endpoint)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    try:
+        url = urllib3.util.parse_url(settings.endpoint)
+    except urllib3.exceptions.LocationParseError:
+        url = urllib3.util.Url()
+    if url.scheme not in ("http", "https") or not url.host or url.port == 0:
         problems.append("otlp_writer.endpoint must be the back end's address, as https://otlp.example.com:4318.")
     headers: dict[str, str] = {}
     try:
+        if settings.ca_file:
+            _read(settings.ca_file, "ca_file")
         headers |= parsed(settings.headers.get_secret_value(), "otlp_writer.headers")
         if settings.headers_file:
             headers |= parsed(
@@ -89,13 +94,19 @@ def backend(settings: OtlpWriterSettings) -> Backend:
 
 
 def parsed(text: str, where: str) -> dict[str, str]:
-    """`key=value`, by commas or lines, values percent-encoded as in OTEL_EXPORTER_OTLP_HEADERS; told without values."""
+    """`key=value`, by commas or lines, values percent-encoded as in OTEL_EXPORTER_OTLP_HEADERS.
+
+    Raises Misconfigured where HTTP or gRPC cannot carry them, without the values: their own errors would quote these.
+    """
     found = {}
     for number, part in enumerate(filter(str.strip, text.replace("\n", ",").split(",")), 1):
         name, equals, value = part.partition("=")
-        if not equals or not name.strip() or not name.strip().isascii():
-            raise Misconfigured(f"{where}: entry {number} is not key=value.")
-        found[name.strip().lower()] = urllib.parse.unquote(value.strip())
+        if not equals or not KEY.fullmatch(name.strip()):
+            raise Misconfigured(f"{where}: entry {number} is not key=value, the key of letters, digits and -_.")
+        decoded = urllib.parse.unquote(value.strip())
+        if not (decoded.isascii() and decoded.isprintable()):
+            raise Misconfigured(f"{where}: entry {number} decodes to more than printable ASCII: correct its value.")
+        found[name.strip().lower()] = decoded
     return found
 
 
@@ -104,6 +115,8 @@ def _read(file: pathlib.Path, setting: str) -> str:
         return file.read_text()
     except OSError as error:
         raise Misconfigured(f"otlp_writer.{setting} {file} is not readable: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise Misconfigured(f"otlp_writer.{setting} {file} is no text: write it in UTF-8.") from None
 
 
 class _Http:
@@ -138,9 +151,12 @@ class _Http:
 
 class _Grpc:
     def __init__(self, settings: OtlpWriterSettings, headers: dict[str, str]) -> None:
-        url = urllib.parse.urlsplit(settings.endpoint)
+        url = urllib3.util.parse_url(settings.endpoint)
         port = url.port or (443 if url.scheme == "https" else 80)
-        self._target, self._timeout_s, self._headers = f"{url.hostname}:{port}", settings.timeout_s, (*headers.items(),)
+        self._target, self._timeout_s = f"{url.host}:{port}", settings.timeout_s
+        self._headers = tuple(
+            (key, value.encode() if key.endswith("-bin") else value) for key, value in headers.items()
+        )
         gzip_or_none = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
         # grpc waits up to two minutes before it looks again whether a server that was away is back
         options = [("grpc.max_send_message_length", -1), ("grpc.max_reconnect_backoff_ms", RECONNECT_WITHIN_MS)]

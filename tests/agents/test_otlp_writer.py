@@ -222,14 +222,14 @@ def test_headers_come_from_secrets(protocol: str, compression: str, tmp_path: pa
     file.write_text("x-team=pay%20ments\napi-key=fromfile\n")
     server = Server(protocol)
     try:
-        own = {"headers": SecretStr("api-key=hunter2,x-org=a"), "headers_file": file, "compression": compression}
-        to = writer(server, protocol, **own)
+        headers = SecretStr("api-key=hunter2,x-org=a,x-id-bin=7")
+        to = writer(server, protocol, headers=headers, headers_file=file, compression=compression)
         to.write(messages(2))
     finally:
         server.stop()
     [asked] = server.asked
-    assert {name: asked.headers[name] for name in ("x-team", "api-key", "x-org")} == {
-        "x-team": "pay ments", "api-key": "fromfile", "x-org": "a"
+    assert {name: asked.headers[name] for name in ("x-team", "api-key", "x-org", "x-id-bin")} == {
+        "x-team": "pay ments", "api-key": "fromfile", "x-org": "a", "x-id-bin": {"http": "7", "grpc": b"7"}[protocol]
     }  # fmt: skip
     assert "hunter2" not in repr(to._settings)
 
@@ -241,6 +241,49 @@ def test_bad_settings_are_told_all_at_once_without_their_values() -> None:
     assert [problem.split()[0] for problem in caught.value.problems] == ["otlp_writer.endpoint", "otlp_writer.headers:"]
     assert "hunter2" not in str(caught.value)
     assert parsed("a=b%2Cc, D=e=f", "here") == {"a": "b,c", "d": "e=f"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["key=Bearer%20s3cret%0A", "key=%E2%82%ACs3cret", "key=%FFs3cret", "key=s3cret%7F", "s3 cret=1", "s3:cret=1", "=1"],
+)
+def test_a_header_that_no_request_can_carry_is_told_without_its_value(entry: str) -> None:
+    """Before anything is sent, where a client's own error would quote it; the entry is named by its number."""
+    with pytest.raises(Misconfigured, match=r"^here: entry 2 ") as caught:
+        parsed(f"a=1,{entry}", "here")
+    assert "s3" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://[::1", "http://h:99999", "http://h:abc", "http://h:0", "http://a b:1", "http://", "h:4318", "ftp://h"],
+)
+def test_an_endpoint_that_is_none_is_ours(protocol: Any, endpoint: str) -> None:
+    """It is told at the start, in either protocol."""
+    with pytest.raises(Misconfigured, match=r"^otlp_writer\.endpoint must be"):
+        backend(OtlpWriterSettings(endpoint=endpoint, protocol=protocol))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("setting", "content"), [("ca_file", None), ("headers_file", None), ("headers_file", b"\xff")])
+def test_a_file_that_is_none_is_ours(
+    protocol: Any, setting: str, content: bytes | None, tmp_path: pathlib.Path
+) -> None:
+    """A missing file and one that is no text are told at the start, in either protocol."""
+    file = tmp_path / "file"
+    if content:
+        file.write_bytes(content)
+    own: Any = {setting: file}
+    with pytest.raises(Misconfigured, match=rf"^otlp_writer\.{setting} "):
+        backend(OtlpWriterSettings(endpoint="https://h:1", protocol=protocol, **own))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_endpoint_may_be_an_ipv6_address(protocol: Any) -> None:
+    """It keeps its brackets, without which its port would be part of it."""
+    with pytest.raises(Later, match=r"at (http://)?\[::1\]:1 "):
+        backend(OtlpWriterSettings(endpoint="http://[::1]:1", protocol=protocol, timeout_s=2)).send("logs", b"")
 
 
 @pytest.mark.parametrize(
