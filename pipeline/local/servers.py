@@ -23,6 +23,7 @@ from pipeline.errors import Misconfigured
 from pipeline.local import parts
 from pipeline.local.processes import Process, group_of
 from pipeline.settings import ClickHouseSettings, LocalSettings, PostgresSettings, Settings
+from pipeline.timescale.connection import parameters
 
 Tell = Callable[[str], None]
 ORDINARY_USER = "nobody"  # runs PostgreSQL where we are root, which it refuses
@@ -78,7 +79,7 @@ def mirror_maker(properties: str, local: LocalSettings, tell: Tell) -> Process:
 
 def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Process:
     """A server for settings.dsn: its user (superuser, no password, loopback only) and database are made."""
-    dsn = psycopg.conninfo.conninfo_to_dict(settings.dsn.get_secret_value())
+    dsn = parameters(settings)
     user = ORDINARY_USER if os.geteuid() == 0 else None
     home = _enterable(local.home / "postgres")
     binaries, data = parts.postgres_binaries(_enterable(local.parts), tell), home / "data"
@@ -102,7 +103,7 @@ def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Pr
 
 
 def postgres_port(settings: PostgresSettings) -> int:
-    return int(str(psycopg.conninfo.conninfo_to_dict(settings.dsn.get_secret_value()).get("port", 5432)))
+    return int(parameters(settings).get("port", 5432))
 
 
 def _initdb(binaries: pathlib.Path, data: pathlib.Path, user: str | None, superuser: str) -> None:

@@ -18,6 +18,7 @@ from pipeline.errors import Misconfigured
 from pipeline.local import servers
 from pipeline.local.processes import Process, Runner, check_ports
 from pipeline.settings import Settings
+from pipeline.timescale.connection import shown
 
 SERVERS = ("kafka", "postgres", "clickhouse")
 OURS = ("registry", "gateway", "pg_writer", "ch_writer")
@@ -89,13 +90,14 @@ class Stack:
                 self._start(missing)
 
     def status(self) -> dict[str, Any]:
-        """Every address, and a row for every process; worker processes are rows under their supervisor's name."""
+        """Every address, without its secrets, and a row for every process; worker processes are rows under their
+        supervisor's name."""
         own = self._settings
         return {
             "otlp_http": f"http://{own.gateway.host}:{own.gateway.http_port}",
             "otlp_grpc": f"{own.gateway.host}:{own.gateway.grpc_port}",
             "kafka": own.kafka.bootstrap_servers,
-            "postgres": own.postgres.dsn.get_secret_value(),
+            "postgres": shown(own.postgres),
             "clickhouse": own.clickhouse.url,
             "registry": own.registry.address,
             "processes": [row for name in self.names for row in self._rows(name)],

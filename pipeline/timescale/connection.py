@@ -5,6 +5,7 @@ Source of the codes: PostgreSQL documentation, appendix A, "PostgreSQL Error Cod
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 
@@ -31,13 +32,25 @@ def connect(settings: PostgresSettings) -> psycopg.Connection:
 
     Raises Unavailable where the server does not answer or does not let us in, Misconfigured where the DSN is none.
     """
+    defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "pipeline", **VANISHED}
+    with translated():
+        return psycopg.connect(**{**defaults, **parameters(settings)}, autocommit=True)
+
+
+def parameters(settings: PostgresSettings) -> dict[str, Any]:
+    """The DSN taken apart; raises Misconfigured where it is none."""
     try:
-        parameters = psycopg.conninfo.conninfo_to_dict(settings.dsn.get_secret_value())
+        return {**psycopg.conninfo.conninfo_to_dict(settings.dsn.get_secret_value())}
     except psycopg.Error:  # its message quotes the DSN, and with it perhaps the password
         raise Misconfigured("postgres.dsn: must be `host=… user=…` or postgresql://user@host/database.") from None
-    parameters = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "pipeline", **VANISHED, **parameters}
-    with translated():
-        return psycopg.connect(**parameters, autocommit=True)  # type: ignore[arg-type]
+
+
+def shown(settings: PostgresSettings) -> str:
+    """The DSN without what libpq calls secret; raises Misconfigured where it is none."""
+    secret = {option.keyword.decode() for option in psycopg.pq.Conninfo.parse(b"") if option.dispchar == b"*"}
+    return psycopg.conninfo.make_conninfo(
+        **{key: value for key, value in parameters(settings).items() if key not in secret}
+    )
 
 
 @contextmanager

@@ -16,13 +16,15 @@ import psutil
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from pydantic import SecretStr
 
 from pipeline import clickhouse as clickhouse_door
 from pipeline.errors import Misconfigured
 from pipeline.kafka.admin import Cluster
 from pipeline.local import NAMES, Stack
 from pipeline.local.stack import SERVERS
-from pipeline.settings import PREFIX, Settings, as_environment
+from pipeline.settings import PREFIX, LocalSettings, PostgresSettings, Settings, as_environment
+from pipeline.timescale import connection as timescale_door
 from tests.conftest import part, settings_on_free_ports
 
 
@@ -181,7 +183,7 @@ def test_status_as_json_has_every_address_and_process(own: Settings) -> None:
         "otlp_http": f"http://127.0.0.1:{own.gateway.http_port}",
         "otlp_grpc": f"127.0.0.1:{own.gateway.grpc_port}",
         "kafka": own.kafka.bootstrap_servers,
-        "postgres": own.postgres.dsn.get_secret_value(),
+        "postgres": timescale_door.shown(own.postgres),
         "clickhouse": own.clickhouse.url,
         "registry": own.registry.address,
     }
@@ -281,6 +283,31 @@ def test_status_of_a_stopped_stack_still_prints_addresses(idle: Settings) -> Non
     assert document["clickhouse"] == idle.clickhouse.url
     stopped = {"pid": None, "state": "stopped", "since": None, "rss_mb": None}
     assert document["processes"] == [{"name": name, **stopped} for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "host=h port=1 user=u dbname=d password='sesame' sslpassword=sesame",
+        "postgresql://u:sesame@h:1/d?sslpassword=sesame",
+    ],
+)
+def test_status_shows_a_dsn_without_its_secrets(tmp_path: pathlib.Path, dsn: str) -> None:
+    """Whoever may read the screen may not log in; the rest of the DSN is all there."""
+    own = Settings(postgres=PostgresSettings(dsn=SecretStr(dsn)), local=LocalSettings(home=tmp_path))
+    shown = Stack(own, print).status()["postgres"]
+    assert psycopg.conninfo.conninfo_to_dict(shown) == {"host": "h", "port": "1", "user": "u", "dbname": "d"}
+
+
+def test_a_dsn_that_is_none_is_not_quoted(idle: Settings) -> None:
+    """By no command of the stack: half of it may be a password."""
+    broken = idle.model_copy(update={"postgres": PostgresSettings(dsn=SecretStr("host=127.0.0.1 sesame"))})
+    for words in (("status",), ("start", "postgres")):
+        asked = command(broken, *words)
+        said = "".join(asked.communicate(timeout=30))
+        assert asked.returncode == 2
+        assert "postgres.dsn" in said
+        assert "sesame" not in said
 
 
 def test_an_unknown_process_is_told_with_those_there_are(idle: Settings) -> None:
