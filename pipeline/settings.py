@@ -13,7 +13,7 @@ import re
 from sysconfig import get_path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from pipeline.errors import Misconfigured
@@ -28,6 +28,14 @@ GIB = 1024 * MIB
 FILE_VARIABLE = "PIPELINE_SETTINGS"
 LOOPBACK = "127.0.0.1"
 
+
+def _showable(address: str) -> str:
+    if "@" in address or "?" in address:
+        raise ValueError("is shown, and so cannot hold a user, a password or a query: there are settings for secrets")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_showable)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]  # a dot would break MirrorMaker's topic names
 Positive = Annotated[int, Field(gt=0)]
@@ -111,7 +119,7 @@ class RetentionSettings(Part):
 
 
 class ClickHouseSettings(Part):
-    url: str = "http://127.0.0.1:8123"
+    url: Address = "http://127.0.0.1:8123"
     user: str = "default"
     password: SecretStr = SecretStr("")
     database: Database = "default"
@@ -181,7 +189,7 @@ class RegistrySettings(Part):
 
     host: str = "127.0.0.1"
     port: Port = 4319
-    url: str | None = None  # where gateway, writers and commands find it; default: host and port
+    url: Address | None = None  # where gateway, writers and commands find it; default: host and port
     api_key: SecretStr = SecretStr("")
     refresh_s: Seconds = 5.0  # within this time everybody sees a change; an unknown table is asked for at once
     max_tables: Positive = 500
@@ -240,7 +248,7 @@ class OtlpWriterSettings(WriterSettings):
     health_port: Port = 9010
     batch_records: Positive = 20_000
     batch_bytes: Positive = 8 * MIB
-    endpoint: str = ""  # https://otlp.example.com:4318; over HTTP /v1/<signal> is put behind it
+    endpoint: Address = ""  # https://otlp.example.com:4318; over HTTP /v1/<signal> is put behind it
     protocol: Literal["http", "grpc"] = "http"
     compression: Literal["gzip", "none"] = "gzip"
     headers: SecretStr = SecretStr("")  # key=value,key=value, as OTEL_EXPORTER_OTLP_HEADERS

@@ -148,10 +148,13 @@ def test_secrets_are_in_no_text_of_the_settings() -> None:
         {"PIPELINE_POSTGRES": f'{{"dsn": ["{SECRET}"]}}'},
         {"PIPELINE_CLICKHOUSE__PASSWORD": SECRET, "PIPELINE_CLICKHOUSE__DATABASE": "No Name"},
         {"PIPELINE_POSTGRES_DSN": SECRET},
+        {"PIPELINE_CLICKHOUSE__URL": f"http://u:{SECRET}@h:8123"},
+        {"PIPELINE_REGISTRY__URL": f"http://{SECRET}@h"},
+        {"PIPELINE_OTLP_WRITER__ENDPOINT": f"https://h/api?key={SECRET}"},
     ],
 )
 def test_secrets_are_in_no_problem(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    """A secret under a wrong key, of a wrong type or beside a mistake is not quoted."""
+    """A secret under a wrong key, of a wrong type, beside a mistake or in an address, which is shown, is not quoted."""
     found = problems(monkeypatch, **variables)
     assert found
     assert not any(SECRET in problem for problem in found)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from pipeline.errors import Misconfigured
-from pipeline.settings import ROOT, ClickHouseSettings, Database, KafkaSettings, Positive, PostgresSettings
+from pipeline.settings import ROOT, Address, ClickHouseSettings, Database, KafkaSettings, Positive, PostgresSettings
 from pipeline.topics import Topic
 
 FILE = ROOT / "topics" / "topology.yaml"
@@ -50,7 +50,7 @@ class Region(BaseModel):
         Field(pattern=r"^[A-Z][A-Z0-9_]*$", description="The prefix of the variables that hold its secrets."),
     ] = None
     ca_file: Annotated[str | None, Field(description="PEM; default: the system's.")] = None
-    clickhouse_url: Text
+    clickhouse_url: Annotated[Address, Field(min_length=1)]
     clickhouse_database: Database = "default"
     postgres: Annotated[Text, Field(description="Host, port, user and dbname; no password.")]
     writers: Annotated[Names, Field(description="Whose records its writers store, itself included.")]

@@ -98,6 +98,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "an unknown region": (lambda d: link(d, "eu", "mars"), "there is no region mars"),
     "the same link twice": (lambda d: link(d, "eu", "central"), "there are two such links"),
     "a password in the file": (lambda d: region(d, "eu", postgres="host=x password=y"), "holds a password"),
+    "a password in an address": (
+        lambda d: region(d, "eu", clickhouse_url="http://u:y@h"),
+        "eu.clickhouse_url: Value error, is shown",
+    ),
     "no credentials": (lambda d: region(d, "eu", security_protocol="SASL_SSL"), "credentials: is missing"),
     "a goal that nobody can see": (
         lambda d: region(d, "eu", recovery={"rpo_s": 1, "rto_s": 1}),
