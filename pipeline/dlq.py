@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
+from pipeline import digits
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.kafka import dead_letters
 from pipeline.kafka.dead_letters import SUFFIX, DeadLetter
@@ -361,7 +362,7 @@ def _count(groups: dict[tuple[str, ...], Group], key: tuple[str, ...], letter: D
         group.reason = _kind(letter)
     promised = dict(letter.headers).get("records") or b""
     group.messages += 1
-    group.records += int(promised) if promised.isdigit() and len(promised) < 10 else 0
+    group.records += digits.number(promised, 9, 0)
     group.attempt = max(group.attempt, letter.attempt)
     group.first_ns, group.last_ns = min(group.first_ns, letter.time_ns), max(group.last_ns, letter.time_ns)
     return group

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pipeline import digits
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.record import container, schema
@@ -79,4 +80,4 @@ def checked(message: Message, accepted: Known) -> tuple[schema.Schema, int]:
 def _parts(name: str) -> tuple[str, int]:
     """Record and version of `log_record/1`; version 0 where it names none."""
     record, _, version = name.partition("/")
-    return record, int(version) if version.isascii() and version.isdigit() and len(version) < 6 else 0
+    return record, digits.number(version, 5, 0)

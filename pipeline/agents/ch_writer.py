@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 
+from pipeline import digits
 from pipeline.agents.batch import Joined, Known, join, known
 from pipeline.agents.registered import RegisteredWriter, Version
 from pipeline.clickhouse.inserts import Inserts
@@ -90,8 +91,7 @@ def pieces(joined: Joined) -> Iterator[tuple[Sequence[bytes], int, str]]:
 
 
 def _day(message: Message, header: str) -> int:
-    text = message.headers.get(header, b"")
-    return int(text) // DAY_NS if text.isdigit() and len(text) < 20 else 0
+    return digits.number(message.headers.get(header, b""), 19, 0) // DAY_NS
 
 
 def token(batch: Sequence[Message]) -> str:

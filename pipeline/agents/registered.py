@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from pipeline import digits
 from pipeline.agents.batch import Known
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
@@ -35,7 +36,7 @@ class Versions:
     def of(self, said: str) -> Version:
         """Raise Rejected where that is no registered table's, Unavailable where the registry is needed and away."""
         name, _, version = said.partition("/")
-        number = int(version) if version.isascii() and version.isdigit() and len(version) < 6 else 0
+        number = digits.number(version, 5, 0)
         if not number:
             raise Rejected(f"The header `schema` says {said[:60]!r}, which is no table and version.")
         table = self._tables.get(name, number)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, groupby
 from typing import Any, NamedTuple
 
+from pipeline import digits
 from pipeline.agents.api import Agent, Drop, Topics, answers
 from pipeline.delivery import Message
 from pipeline.errors import Rejected, Unavailable
@@ -345,7 +346,8 @@ class _Pieces:
     def _times(self, group: _Group) -> list[tuple[str, bytes]]:
         """Of the message that came, widened by records that are events of their own."""
         given = self._message.headers
-        known = [int(given[name]) for name in ("min_time", "max_time") if given.get(name, b"").isdigit()]
+        said = [digits.number(given.get(name, b""), 19, -1) for name in ("min_time", "max_time")]
+        known = [time for time in said if time >= 0]
         times = [*known, *group.times]
         return [("min_time", b"%d" % min(times)), ("max_time", b"%d" % max(times))] if times else []
 

@@ -23,7 +23,7 @@ from aiohttp import web
 from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from mode.utils.queues import ThrowableQueue
 
-from pipeline import allocator
+from pipeline import allocator, digits
 from pipeline.agents import ch_writer, consumers, gaps, registered
 from pipeline.agents.agent_writer import AgentWriter
 from pipeline.agents.api import Agent, Topics
@@ -403,7 +403,7 @@ async def _take(stream: Any, within_s: float, waiting: Waiting[Any]) -> None:
 def _records(event: Any) -> int:
     """What the header promises, which is checked later."""
     promised = dict(event.message.headers or ()).get("records") or b""
-    return int(promised) if promised.isdigit() and len(promised) < 10 else 1
+    return digits.number(promised, 9, 1)
 
 
 async def _deliver(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline import digits
 from pipeline.audit import decode
 from pipeline.audit.decode import SIGNALS, Form, Signal
 from pipeline.audit.ledger import Place
@@ -126,19 +127,19 @@ def _wrote(message: Message, wrote: dict[tuple[str, str], _Wrote]) -> str | None
     """Add what the message tells; return the topic that it was made of, None where no agent made it."""
     agent, source = (message.headers.get(name, b"").decode(errors="replace") for name in ("agent", "source"))
     topic, _, place = source.rpartition("/")
-    partition, _, offset = place.partition("@")
-    if not (agent and topic and partition.isdigit() and offset.isdigit()):
+    partition, offset = (digits.number(part, 19, -1) for part in place.partition("@")[::2])
+    if not (agent and topic and min(partition, offset) >= 0):
         return None
     its = wrote.setdefault((agent, topic), _Wrote())
-    its.sources.add(Place(topic, int(partition), int(offset)))
+    its.sources.add(Place(topic, partition, offset))
     signal = message.headers.get("signal", b"").decode(errors="replace")
     if signal == "drops":
-        for record in decode.plain(message.value):
-            its.dropped += record["event_id"]
-            its.reasons.append(record["reason"])
+        for event_id, reason in _dropped(message.value):
+            its.dropped += event_id
+            its.reasons.append(reason)
     elif signal in SIGNALS:
         its.signals.add(signal)
-        forms = decode.forms(message.value, signal)
+        forms = _forms(message.value, signal)
         ids = b"".join([form.event_id for form in forms])
         parents = message.headers.get("parents", ids)
         its.ids += ids
@@ -172,9 +173,17 @@ def _read(reader: Reader, topic: str, window: Window, progress: Progress) -> _Re
 
 
 def _forms(value: bytes, signal: Signal) -> list[Form]:
-    """None where they do not decode: what nobody can read is judged where it is dead-lettered."""
+    """No forms where they do not decode: what nobody can read is judged where it is dead-lettered."""
     try:
         return decode.forms(value, signal)
+    except Rejected:
+        return []
+
+
+def _dropped(value: bytes) -> list[tuple[bytes, str]]:
+    """No drops where they do not decode: the ids that they meant are missing."""
+    try:
+        return decode.drops(value)
     except Rejected:
         return []
 

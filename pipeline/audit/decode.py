@@ -44,6 +44,7 @@ NEEDED: dict[Signal, list[dict[str, Any]]] = {
     ],
     "events": [{"name": name, "type": "long"} for name in ("received_time", "time")],
 }
+DROP = {"type": "record", "name": "drop", "fields": [EVENT_ID, {"name": "reason", "type": "string"}]}
 RECORDS: dict[Signal, str] = {"logs": "log_record", "traces": "span", "metrics": "metric_point"}
 
 
@@ -92,10 +93,11 @@ def forms(value: bytes, signal: Signal) -> list[Form]:
         raise Rejected(f"it does not decode: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
 
 
-def plain(value: bytes) -> list[Any]:
-    """Whatever records one container file holds; raises Rejected where it has a fault."""
+def drops(value: bytes) -> list[tuple[bytes, str]]:
+    """Each dropped event_id of one container file and the reason; raises Rejected where it has a fault."""
     try:
-        return list(fastavro.reader(io.BytesIO(value)))
+        found: Any = fastavro.reader(io.BytesIO(value), DROP)
+        return [(each["event_id"], each["reason"]) for each in found]
     except Exception as error:
         raise Rejected(f"it does not decode: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
 
@@ -103,12 +105,12 @@ def plain(value: bytes) -> list[Any]:
 def _forms(value: bytes, signal: Signal) -> Iterator[Form]:
     file = io.BytesIO(value)
     header: Any = fastavro.schemaless_reader(file, _parsed_header(), None)
-    written, unhashed = _unhashed(header["meta"]["avro.schema"])
+    written, unhashed, told = _unhashed(header["meta"]["avro.schema"])
     for _, count, block in _blocks(file, value, header["sync"]):
         records = io.BytesIO(block)
         for _ in range(count):
             start = records.tell()
-            first: Any = fastavro.schemaless_reader(records, unhashed, None)
+            first: Any = fastavro.schemaless_reader(records, unhashed, told)
             hashed = records.tell()
             records.seek(start)
             fastavro.schemaless_reader(records, written, unhashed)
@@ -130,12 +132,13 @@ def _blocks(file: io.BytesIO, value: bytes, sync: bytes) -> Iterator[tuple[bytes
 
 
 @lru_cache(64)
-def _unhashed(schema: bytes) -> tuple[Any, Any]:
-    """The record as written, and what of it stands before the part that an event_id is a hash of."""
+def _unhashed(schema: bytes) -> tuple[Any, Any, Any]:
+    """The record as written, what of it stands before the part that an event_id is a hash of, and the id alone."""
     record = json.loads(schema)
     names = [each["name"] for each in record["fields"]]
     first = {**record, "fields": record["fields"][: names.index("tenant")]}
-    return fastavro.parse_schema(record), fastavro.parse_schema(first)
+    told = {"type": "record", "name": record["name"], "fields": [EVENT_ID]}
+    return fastavro.parse_schema(record), fastavro.parse_schema(first), fastavro.parse_schema(told)
 
 
 @lru_cache(1)

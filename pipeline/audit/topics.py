@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline import digits
 from pipeline.audit import decode
 from pipeline.audit.decode import Signal
 from pipeline.audit.ledger import Known, Ledger, Place
@@ -275,7 +276,5 @@ def dead_letters(reader: Reader, source: Source, window: Window) -> dict[str, De
 def _origin(message: Message) -> Place:
     """Where a dead letter says it came from; -1 for a number that it does not say."""
     header = message.headers.get
-    numbers = [
-        int(text) if text.isdigit() else -1 for text in (header("dlq_partition", b""), header("dlq_offset", b""))
-    ]
-    return Place(header("dlq_topic", b"").decode(errors="replace"), *numbers)
+    partition, offset = (digits.number(header(name, b""), 19, -1) for name in ("dlq_partition", "dlq_offset"))
+    return Place(header("dlq_topic", b"").decode(errors="replace"), partition, offset)

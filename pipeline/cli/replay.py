@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline import settings
+from pipeline import digits, settings
 from pipeline.cli.common import AsJson, Yes, agreed, progress_bars, show_json
 from pipeline.errors import Misconfigured
 
@@ -240,7 +240,7 @@ def _row(folder: "Folder") -> dict[str, Any]:
 def _rate(said: str | None, default: int) -> int:
     if said is None:
         return default
-    number = said.removesuffix("/s").replace("_", "")
-    if not (number.isascii() and number.isdigit() and 0 < int(number) < 10**9):
+    rate = digits.number(said.removesuffix("/s").replace("_", ""), 9, 0)
+    if not rate:
         raise Misconfigured(f"--rate: {said[:40]!r} is no rate: write records a second, as 50000/s.")
-    return int(number)
+    return rate

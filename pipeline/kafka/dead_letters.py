@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from pipeline import digits
 from pipeline.delivery import Message, Pairs
 from pipeline.errors import Rejected
 from pipeline.kafka import reader
@@ -50,8 +51,7 @@ class DeadLetter:
         said = {name: (value or b"").decode(errors="replace") for name, value in message.pairs[start:]}
 
         def number(name: str, unknown: int = UNKNOWN) -> int:
-            text = said.get(name, "")
-            return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else unknown
+            return digits.number(said.get(name, ""), 19, unknown)
 
         return cls(
             place=(message.topic, message.partition, message.offset),
@@ -107,8 +107,7 @@ def headers(message: Message, reason: Rejected, *, writer: str, time_ns: int) ->
 
 
 def _attempts(found: dict[str, bytes]) -> int:
-    text = found.get(ATTEMPT, b"0")
-    return int(text) if text.isdigit() and len(text) < 10 else 0
+    return digits.number(found.get(ATTEMPT, b""), 9, 0)
 
 
 def _class(reason: Rejected) -> str:

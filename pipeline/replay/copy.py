@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from pipeline import delivery
+from pipeline import delivery, digits
 from pipeline.agents import registered
 from pipeline.agents.batch import Known, join, known
 from pipeline.agents.ch_writer import token
@@ -169,7 +169,7 @@ def as_delivered(message: Message) -> delivery.Message:
 
 def records_of(message: Message) -> int:
     said = message.headers.get("records") or b""
-    return int(said) if said.isdigit() and len(said) < 10 else 1
+    return digits.number(said, 9, 1)
 
 
 def _outgoing(message: Message) -> Outgoing:
@@ -180,11 +180,12 @@ def _outgoing(message: Message) -> Outgoing:
 
 
 def _copied(message: Message) -> Copied:
-    source, _, offset = message.headers.get(HEADER, b"").decode().rpartition("@")
+    source, _, offset = message.headers.get(HEADER, b"").decode(errors="replace").rpartition("@")
     topic, _, _ = source.rpartition("/")
-    if not topic or not offset.isdigit():
+    at = digits.number(offset, 19, -1)
+    if not topic or at < 0:
         raise Unavailable(f"{message.topic} [{message.partition}] holds what no replay wrote: drop the sandbox.")
-    return Copied(topic, int(offset))
+    return Copied(topic, at)
 
 
 def _by_target(slices: Sequence[Slice]) -> dict[tuple[str, int], list[Slice]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline import digits
 from pipeline.errors import Misconfigured
 from pipeline.kafka.dead_letters import SUFFIX
 from pipeline.kafka.reader import Range, Reader
@@ -221,7 +222,7 @@ def _sized(reader: Reader, part: Range, gone_s: float) -> Slice:
     for message in reader.read([Range(part.topic, part.partition, part.start, most)]):
         said = message.headers.get("records") or b""
         messages, size = messages + 1, size + len(message.value)
-        records += int(said) if said.isdigit() and len(said) < 10 else 1
+        records += digits.number(said, 9, 1)
     exact = most == part.end
     share = 1.0 if exact or not messages else (part.end - part.start) / (most - part.start)
     return Slice(

@@ -228,6 +228,15 @@ def test_records_do_not_change() -> None:
         record.replace(tenant="x")
 
 
+@pytest.mark.parametrize("said", [b"9" * 5000, b"soon", b""])
+def test_a_time_that_is_none_is_passed_over(said: bytes) -> None:
+    """A header `min_time` of any length costs no record: the other one and the records' own times stand."""
+    came = of(LogRecord(body="x"))
+    found = made(keep, came._replace(headers={**came.headers, "min_time": said, "max_time": b"7"}))
+    [output] = found.outputs
+    assert (output.records, dict(output.headers)["min_time"], found.failed) == (1, b"7", [])
+
+
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_damage_is_rejected(cut: int) -> None:
     """A value cut short, or with a count that is not so, is no message of records."""

@@ -62,6 +62,38 @@ def test_what_an_agent_lost_in_silence_is_found(world: World) -> None:
     assert (mask.missing, verdict) == (0, "clean")
 
 
+STRANGE = {
+    "type": "record", "name": "drop",
+    "fields": [{"name": name, "type": "string"} for name in ("event_id", "reason", "tenant")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value", [b"garbage", container(STRANGE, [dict.fromkeys(("event_id", "reason", "tenant"), "x")])]
+)
+@pytest.mark.parametrize(("topic", "signal"), [("logs_norm", "logs"), ("agent_drops", "drops")])
+def test_a_message_that_nobody_can_read_ends_no_audit(world: World, topic: str, signal: str, value: bytes) -> None:
+    """Whatever says that it is an agent's, bytes or another's Avro: what is beside it is judged as ever."""
+    offset = world.publish("logs", [record("logs", 1)])
+    emit(world, offset, [record("logs", 1)])
+    world.send(topic, value, made_of(offset, 1, signal))
+    mask, _ = told(world)
+    assert (mask.emitted, mask.missing, mask.extra) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_a_number_that_is_none_ends_no_audit(world: World, number: str) -> None:
+    """In the headers of what an agent made, or of a dead letter: it names no place."""
+    offset = world.publish("logs", [record("logs", 1)])
+    emit(world, offset, [record("logs", 1)])
+    world.send("logs_norm", file("logs", []), made_of(offset, 0) | {"source": f"logs_raw/{number}@1"})
+    world.send("logs_norm", file("logs", []), made_of(offset, 0) | {"source": f"logs_raw/0@{number}"})
+    letter = {"dlq_topic": "logs_raw", "dlq_partition": number, "dlq_offset": number}
+    world.send("logs_raw_dlq", file("logs", [record("logs", 1)]), letter)
+    mask, verdict = told(world)
+    assert (mask.emitted, mask.missing, verdict) == (1, 0, "clean")
+
+
 def test_what_an_agent_made_of_nothing_is_found(world: World) -> None:
     """A record in what it wrote whose parent is nowhere in what it read is extra."""
     offset = world.publish("logs", [record("logs", 1)])
