@@ -10,8 +10,10 @@ import tomllib
 import pytest
 from prometheus_client import REGISTRY
 
+from pipeline import cli
 from pipeline.agents import LogRecord, drop
 from pipeline.agents import load as agents
+from pipeline.errors import Misconfigured, Rejected, Unavailable
 from pipeline.gateway.tenants import Declared, load
 from pipeline.record.framing import Origin
 from pipeline.settings import ROOT, Settings
@@ -36,6 +38,27 @@ def test_commands_exist_with_their_options(command: str) -> None:
     assert done.returncode == 0, done.stderr
     for option in (word for word in words if word.startswith("--")):
         assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Misconfigured("m"), 2), (Unavailable("u"), 3), (Rejected("r"), 70), (KeyError("k"), 70)],
+)
+def test_a_bug_is_no_difference(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each failure ends a command with the code of the README; what nobody expected is shown with where it was."""
+
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert ("Traceback" in capsys.readouterr().err) == (code == 70)
+    [told] = re.findall(r"^Exit codes of every command: (.*?)\.$", README, re.MULTILINE | re.DOTALL)
+    assert f" {code} " in told
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make ")])

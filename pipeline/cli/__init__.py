@@ -1,9 +1,12 @@
 """The command `pipeline`: parse, call one thing, exit code.
 
-Exit codes: 0 fine; 1 a difference was found; 2 misconfigured (settings, files, command line); 3 the world is away.
+Exit codes: 0 fine; 1 a difference was found; 2 misconfigured (settings, files, command line); 3 the world is away;
+70 a bug: please report it with its traceback.
 """
 
+import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -72,3 +75,6 @@ def main() -> None:
         sys.exit(3)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # Python's own code for it is 1, which says that a difference was found
+        traceback.print_exc()
+        sys.exit(os.EX_SOFTWARE)
