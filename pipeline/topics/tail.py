@@ -42,11 +42,13 @@ class Filter:
         return cls(service, trace.lower() if trace else None, least)
 
     def __contains__(self, record: object) -> bool:
+        if not isinstance(record, dict):
+            return False
+        severity = record.get("severity_number")
         return (
-            isinstance(record, dict)
-            and self.service in (None, record.get("service"))
+            self.service in (None, record.get("service"))
             and self.trace in (None, record.get("trace_id"))
-            and (self.severity is None or record.get("severity_number", 0) >= self.severity)
+            and (self.severity is None or (isinstance(severity, int) and severity >= self.severity))
         )
 
 
@@ -116,12 +118,18 @@ def _decoded(message: Message) -> list[dict[str, Any]]:
 
 def line(record: dict[str, Any]) -> str:
     """A record in one line, control characters escaped."""
-    if "error" in record:
-        text = f"{record['bytes']} bytes that are no container file: {record['error']}"
-    else:
-        when = moment(record.get("time") or record.get("start_time") or record.get("received_time") or 0)
-        text = " ".join(part for part in (when, *_words(record)) if part)
+    try:
+        text = _text(record)
+    except (KeyError, TypeError, AttributeError):  # another's, with a field that is called like one of ours
+        text = str(record)
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _text(record: dict[str, Any]) -> str:
+    if "error" in record:
+        return f"{record['bytes']} bytes that are no container file: {record['error']}"
+    when = moment(record.get("time") or record.get("start_time") or record.get("received_time") or 0)
+    return " ".join(part for part in (when, *_words(record)) if part)
 
 
 def _words(record: dict[str, Any]) -> tuple[str, ...]:

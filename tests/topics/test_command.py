@@ -12,7 +12,7 @@ from pipeline.delivery import Message
 from pipeline.kafka.admin import Cluster
 from pipeline.settings import KafkaSettings, Settings
 from tests.agents.process import send
-from tests.audit.world import file, record
+from tests.audit.world import container, file, record
 
 
 def run(servers: str, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,8 @@ def test_a_strange_topic_is_imported_described_and_deleted(kafka: str) -> None:
 
 
 def test_tail_shows_records_that_are_asked_for(kafka: str) -> None:
-    """By service, trace, severity and time, the latest last, as lines and as JSON; strange bytes are told, not fatal."""
+    """By service, trace, severity and time, the latest last, as lines and as JSON; strange bytes and others'
+    records are told, not fatal."""
     settings = Settings(kafka=KafkaSettings(bootstrap_servers=kafka))
     topics.apply_all(settings)
     trace = "0af7651916cd43dd8448eb211c80319c"
@@ -104,7 +105,17 @@ def test_tail_shows_records_that_are_asked_for(kafka: str) -> None:
         record("logs", "b", service="shop", body="quiet", severity_number=5),
         record("logs", "c", service="till", body="loud", severity_number=21),
     ]
-    send(settings, Message("logs_raw", 0, 0, {}, file("logs", said)), Message("logs_raw", 1, 0, {}, b"strange"))
+    names = ("body", "span_id", "metric_name", "error", "time", "severity_number")
+    fields = [{"name": name, "type": "string"} for name in names]
+    foreign = [
+        container({"type": "record", "name": "x", "fields": [one]}, [{one["name"]: "foreign"}]) for one in fields
+    ]
+    values = [b"strange", *foreign]
+    send(
+        settings,
+        Message("logs_raw", 0, 0, {}, file("logs", said)),
+        *(Message("logs_raw", 1, 0, {}, value) for value in values),
+    )
     mine = ("tail", "logs_raw", "--last", "1m")
 
     def bodies(*words: str) -> list[str]:
@@ -116,11 +127,13 @@ def test_tail_shows_records_that_are_asked_for(kafka: str) -> None:
     assert bodies("--trace", trace.upper()) == ["cold\nbrew"]
     assert bodies("--severity", "warn", "--service", "shop") == ["cold\nbrew"]
     assert bodies("--severity", "warn", "--service", "till") == ["loud"]
+    assert "loud" in bodies("--severity", "warn")
     assert bodies("--service", "shop", "-n", "1") == ["quiet"]
     assert bodies("--from", "2026-01-01", "--to", "2026-01-02") == []
     lines = run(kafka, *mine).stdout
     assert "ERROR shop cold\\nbrew trace=0af7651916cd43dd8448eb211c80319c" in lines
     assert "7 bytes that are no container file" in lines
+    assert lines.count("foreign") == len(names)
     wrong = run(kafka, "tail", "log_raw")
     assert (wrong.returncode, "there are logs_raw" in wrong.stderr) == (2, True)
     bad = run(kafka, *mine, "--trace", "x", "--severity", "loud")
