@@ -1,7 +1,6 @@
 """One gateway worker: check, start, wait, stop in reverse."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -25,18 +24,18 @@ from pipeline.gateway.intake import Intake
 from pipeline.gateway.outlet import Outlet
 from pipeline.gateway.tenants import Tenants, load
 from pipeline.gateway.tls import Certificates
+from pipeline.gateway.watch import watch
 from pipeline.kafka import connection
 from pipeline.kafka.producer import Publisher
 from pipeline.record import schema
 from pipeline.settings import LOOPBACK, GatewaySettings, Settings, is_loopback
 from pipeline.spool.spool import Spool
 from pipeline.tables.client import Tables
-from pipeline.telemetry import health, metrics
+from pipeline.telemetry import health
 
 log = structlog.get_logger()
 STOP_WITHIN_S = 15.0  # in-flight requests and what is queued to Kafka
 TABLES = "tables.json"  # in the spool's directory: what was last known of the registered ones
-LOOK_S = 1.0  # for changed files
 KEPT_BYTES = 32 * 1024 * 1024
 OBJECTS = 50_000  # made and not freed until the garbage collector looks: requests leave no cycles
 
@@ -131,7 +130,9 @@ async def _serve(settings: Settings) -> None:
     tables.start()
     servers = await _listen(gateway, (exports, events), certificates, health.routes(unready, degraded))
     draining = asyncio.create_task(outlet.drain(stop))
-    watching = asyncio.create_task(_watch(gateway, reload, (tenants, certificates)))
+    watched = (gateway.tenants_file, gateway.tls_certificate_file, gateway.tls_key_file, gateway.tls_client_ca_file)
+    files = [file for file in watched if file]
+    watching = asyncio.create_task(watch(files, reload, (tenants, certificates)))
 
     await _stopped_or_failed(stop, publisher, draining)
     stop.set()
@@ -209,40 +210,3 @@ async def _stopped_or_failed(stop: asyncio.Event, publisher: Publisher, draining
         except TimeoutError:
             continue
         return
-
-
-async def _watch(gateway: GatewaySettings, reload: asyncio.Event, parts: tuple[Tenants, Certificates]) -> None:
-    """Read tenants and certificates again when their files change, or at SIGHUP."""
-    own = (gateway.tenants_file, gateway.tls_certificate_file, gateway.tls_key_file, gateway.tls_client_ca_file)
-    files = [file for file in own if file]
-    seen = _versions(files)
-    while True:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(reload.wait(), LOOK_S)
-        found = _versions(files)
-        if found == seen and not reload.is_set():
-            continue
-        seen = found
-        reload.clear()
-        for part in parts:
-            name = type(part).__name__
-            try:
-                part.reload()
-            except Misconfigured as error:
-                metrics.RELOADS.labels("failed").inc()
-                log.error(f"{name} do not read, what was known stays in force", problems=error.problems)
-            else:
-                metrics.RELOADS.labels("done").inc()
-                log.info(f"{name} were read again")
-
-
-def _versions(files: list[pathlib.Path]) -> list[tuple[int, int, int] | None]:
-    found: list[tuple[int, int, int] | None] = []
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_mtime_ns, status.st_size, status.st_ino))
-    return found

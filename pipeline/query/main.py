@@ -3,6 +3,8 @@
 GET /v1/logs?from=…&to=…&service=…&severity=error&text=…&trace_id=…&limit=…&regions=eu,us
 GET /v1/traces/<trace id>
 GET /v1/metrics?name=…&from=…&to=…&label.<key>=…&step=60&aggregate=avg
+
+The value of a point is null where none was recorded, or one that JSON has no number for.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ from aiohttp import web
 from pipeline import regions
 from pipeline.errors import Misconfigured, Rejected
 from pipeline.gateway.tenants import Tenants, Unauthenticated
+from pipeline.gateway.watch import watch
 from pipeline.query import questions
 from pipeline.query.questions import Bounds, Question
 from pipeline.query.regions import ask
@@ -91,9 +94,9 @@ async def _serve(settings: Settings) -> None:
     if not topology.query:
         raise Misconfigured(f"{settings.topology}: query: names no region, so nothing could be answered.")
     host = own.host if settings.gateway.tenants_file or is_loopback(own.host) else LOOPBACK
-    stop = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    stop, reload = asyncio.Event(), asyncio.Event()
+    for name, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
+        asyncio.get_running_loop().add_signal_handler(name, event.set)
     runner = web.AppRunner(application(settings, topology, tenants), access_log=None, handler_cancellation=True)
     try:
         await runner.setup()
@@ -103,5 +106,8 @@ async def _serve(settings: Settings) -> None:
             f"Port {own.port} on {host}: {error}. Stop what listens there, or set query.port."
         ) from None
     log.info("query serves", http=f"{host}:{own.port}", regions=list(topology.query))
+    file = settings.gateway.tenants_file
+    watching = asyncio.create_task(watch([file] if file else [], reload, (tenants,)))
     await stop.wait()
+    watching.cancel()
     await runner.cleanup()
