@@ -66,8 +66,9 @@ def new_key() -> tuple[str, str]:
 
 
 def hashed(key: str) -> str:
-    """Keys are random, 256 bits: a plain hash cannot be guessed back, and costs a microsecond a request."""
-    return HASH + hashlib.sha256(key.encode()).hexdigest()
+    """Keys are random, 256 bits: a plain hash cannot be guessed back, and costs a microsecond a request. What is shown
+    as one may hold any bytes."""
+    return HASH + hashlib.sha256(key.encode(errors="replace")).hexdigest()
 
 
 class _Bucket:

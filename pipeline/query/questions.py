@@ -4,16 +4,19 @@ ClickHouse's own `remote` is not used: with an unreachable server it fails as a 
 skip_unavailable_shards leaves out its rows and does not say so.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from pipeline import digits
 from pipeline.errors import Rejected
 from pipeline.record.times import parse_ns
 
 Row = dict[str, Any]
 Store = Literal["clickhouse", "postgres"]
 DEFAULT_ROWS = 1000
+FIRST_NS, LAST_NS = -2_208_988_800 * 10**9, 9_214_646_400 * 10**9  # of DateTime64(9), in whole years
 SEVERITIES = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
 AGGREGATES: dict[str, Callable[[list[float]], float]] = {
     "avg": lambda values: sum(values) / len(values), "sum": sum, "min": min, "max": max, "count": len,
@@ -79,16 +82,19 @@ class _Asked:
         if text is not None:
             try:
                 self.values[name] = parse_ns(text)
+                if not FIRST_NS <= self.values[name] <= LAST_NS:
+                    self.problems.append(f"{name}: {text[:40]!r} is a time that no store has: it is in 1900 to 2261.")
             except Exception as error:
                 self.problems.append(f"{name}: {error}")
             self.tests.append(test)
 
     def number(self, name: str, default: int, most: int) -> int:
         text = self.given.pop(name, str(default))
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+        found = digits.number(text, 19, 0)
+        if not 1 <= found <= most:
             self.problems.append(f"{name}: {text[:20]!r} is no number from 1 to {most}.")
             return default
-        return int(text)
+        return found
 
     def question(self, store: Store, statement: str) -> Question:
         """Raise Rejected with every problem at once."""
@@ -135,10 +141,12 @@ def trace(trace_id: str, given: Mapping[str, str], bounds: Bounds) -> Question:
 
 def metrics(given: Mapping[str, str], bounds: Bounds) -> Question:
     """Points of a metric by time, service and labels (`label.<key>=<value>`); with `step` (seconds) and `aggregate` as
-    one value of each series and step, made of the merged points."""
+    one value of each series and step, made of those merged points that have a number."""
     asked = _Asked(dict(given), bounds)
     if "name" not in given:
         asked.problems.append("name: is missing, the metric's.")
+    nul = [name for name, text in given.items() if "\0" in name + text]
+    asked.problems += [f"{name[:40]!r} holds NUL, which is U+FFFD in this store: ask for that." for name in nul]
     asked.where("name", "metric_name = %(name)s")
     asked.moment("from", "time >= to_timestamp(%(from)s / 1e9)")
     asked.moment("to", "time < to_timestamp(%(to)s / 1e9)")
@@ -185,6 +193,8 @@ def _bucketed(question: Question, points: Sequence[Row]) -> list[Row]:
     held: dict[tuple[Any, ...], list[float]] = {}
     told: dict[tuple[Any, ...], Row] = {}
     for point in points:
+        if point["value"] is None or math.isnan(point["value"]):
+            continue
         start = point["time_ns"] // question.bucket_ns * question.bucket_ns
         series = tuple(point[name] for name in ("tenant", "metric_name", "service", "host"))
         key = (start, *series, tuple(sorted(point["labels"].items())))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Answer:
     more: bool
 
     def as_json(self) -> dict[str, Any]:
+        """Strict JSON: a value that is NaN or infinite is null, as one that was not recorded."""
         return {
             "partial": bool(self.failed),
             "more": self.more,
@@ -36,8 +38,12 @@ class Answer:
                 **{alias: {"answered": True} for alias in self.answered},
                 **{alias: {"answered": False, "reason": reason} for alias, reason in self.failed.items()},
             },
-            "rows": self.rows,
+            "rows": [{name: _in_json(value) for name, value in row.items()} for row in self.rows],
         }
+
+
+def _in_json(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 async def ask(question: Question, topology: Topology, within_s: float) -> Answer:

@@ -46,7 +46,7 @@ def test_a_key_or_a_certificate_names_its_tenant(tmp_path: pathlib.Path, clock: 
     assert known.identify("", ("other", "bank.example")).name == "bank"
 
 
-@pytest.mark.parametrize("shown", ["", "Bearer", "Bearer wrong", "Basic b2xk", "old", "Bearer  "])
+@pytest.mark.parametrize("shown", ["", "Bearer", "Bearer wrong", "Basic b2xk", "old", "Bearer  ", "Bearer \udcff"])
 def test_nobody_else_is_let_in(tmp_path: pathlib.Path, clock: Clock, shown: str) -> None:
     """Neither without a key nor with another, and the sentence does not repeat it."""
     known = tenants(tmp_path, f'[tenants.shop]\nkeys = ["{hashed("old")}"]\n', clock)

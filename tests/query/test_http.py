@@ -1,8 +1,11 @@
 """`pipeline query` as a process, over the real stores of two regions; one more is slow, and one is away."""
 
 import contextlib
+import json
+import math
 import os
 import pathlib
+import signal
 import string
 import subprocess
 import sys
@@ -57,8 +60,10 @@ SLOW_METRICS = """
 class Served:
     """`get` asks eu and us, or others, as a tenant; `regions` are the stores behind it."""
 
-    def __init__(self, url: str, keys: dict[str, str], regions: dict[str, Settings]) -> None:
-        self.url, self.keys, self.regions = url, keys, regions
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, home: pathlib.Path) -> None:
+        self.process, self.url, self.log, self.tenants = process, url, home / "log", home / "tenants.toml"
+        self.keys: dict[str, str] = {}
+        self.regions: dict[str, Settings] = {}
 
     def get(self, path: str, tenant: str = "shop", regions: str = "eu,us", **parameters: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.keys[tenant]}"}
@@ -125,6 +130,14 @@ def _fill(own: Settings, alias: str, number: int) -> None:
                 "INSERT INTO metrics_points VALUES (to_timestamp(%s), %s, %s, %s, now(), %s)",
                 (1_700_000_000 + 60 * number, series, uuid.uuid4(), alias, float(number)),
             )
+        connected.execute(
+            "INSERT INTO metric_series VALUES (2, 'shop', 'gaps', 's', 'h', '', '', 'gauge', '', false, '{}')"
+        )
+        for second, value in enumerate((None, math.nan, math.inf, 1.0)):
+            connected.execute(
+                "INSERT INTO metrics_points VALUES (to_timestamp(%s), 2, %s, %s, now(), %s)",
+                (1_700_000_040 + 10 * second + number, uuid.uuid4(), alias, value),
+            )
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +159,9 @@ def served(regions: dict[str, Settings], tmp_path_factory: pytest.TempPathFactor
         gateway=GatewaySettings(tenants_file=tenants),
         query=QuerySettings(port=port, within_s=WITHIN_S, max_rows=MOST_ROWS, max_questions=2),
     )
-    with _process(settings, home) as url:
-        yield Served(url, {name: key for name, (key, _) in keys.items()}, regions)
+    with _process(settings, home) as made:
+        made.keys, made.regions = {name: key for name, (key, _) in keys.items()}, regions
+        yield made
 
 
 def _region(alias: str, own: Settings) -> Region:
@@ -164,11 +178,11 @@ def _region(alias: str, own: Settings) -> Region:
 
 
 @contextlib.contextmanager
-def _process(settings: Settings, home: pathlib.Path) -> Iterator[str]:
+def _process(settings: Settings, home: pathlib.Path) -> Iterator[Served]:
     url = f"http://127.0.0.1:{settings.query.port}"
     with (home / "log").open("w") as said:
         command = [sys.executable, "-m", "pipeline", "query"]
-        process = subprocess.Popen(command, env={**os.environ, **as_environment(settings)}, stderr=said)
+        process = subprocess.Popen(command, env={**os.environ, **as_environment(settings)}, stdout=said, stderr=said)
     try:
 
         def answers() -> bool:
@@ -178,7 +192,7 @@ def _process(settings: Settings, home: pathlib.Path) -> Iterator[str]:
             return False
 
         _until(answers, 30)
-        yield url
+        yield Served(process, url, home)
     finally:
         process.terminate()
         assert process.wait(20) == 0
@@ -221,6 +235,66 @@ def test_metrics_are_of_both_regions_over_time(served: Served) -> None:
         (60, 1.0),
     ]
     assert served.get("/v1/metrics", name="m", **{"label.zone": "b"}).json()["rows"] == []
+
+
+def test_points_without_a_number_break_no_answer(served: Served) -> None:
+    """No recorded value, NaN and infinity are null in strict JSON; a step is made of the others."""
+
+    def values(**parameters: str) -> list[float | None]:
+        text = served.get("/v1/metrics", name="gaps", **parameters).text
+        return [row["value"] for row in json.loads(text, parse_constant=pytest.fail)["rows"]]
+
+    assert values() == [1.0, 1.0, *[None] * 6]
+    assert values(step="60", aggregate="min") == [1.0]
+    assert values(step="60", aggregate="count") == [4]
+    assert values(step="60", aggregate="max") == [None]
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [
+        (b"/v1/logs?limit=" + b"9" * 5000, None, 400),
+        (b"/v1/logs?from=9999-01-01", None, 400),
+        (b"/v1/logs?to=0001-01-01", None, 400),
+        (b"/v1/logs?from=1900-01-01&to=2262-01-01", None, 200),
+        (b"/v1/metrics?name=m&from=1900-01-01&to=2262-01-01", None, 200),
+        (b"/v1/metrics?name=a%00b", None, 400),
+        (b"/v1/metrics?name=m&label.a%00b=c", None, 400),
+        (b"/v1/logs?text=a%00b", None, 200),
+        (b"/v1/logs?text=a%ffb", None, 200),
+        (b"/v1/logs", b"\xff", 401),
+    ],
+)
+def test_a_strange_question_is_the_askers_fault(served: Served, path: bytes, key: bytes | None, status: int) -> None:
+    """400 or 401, never a region that is said to be away."""
+    headers = [(b"Authorization", b"Bearer " + (served.keys["shop"].encode() if key is None else key))]
+    url = httpx.URL(served.url).copy_with(raw_path=path + (b"&" if b"?" in path else b"?") + b"regions=eu,us")
+    answer = httpx.get(url, headers=headers, timeout=30)
+    assert answer.status_code == status, answer.text
+    assert not answer.json().get("partial")
+
+
+def test_keys_change_while_it_runs(served: Served) -> None:
+    """A replaced file is read within seconds, at SIGHUP at once, which ends nothing; one that does not read changes
+    nothing."""
+    known = served.tenants.read_text()
+    key, kept = new_key()
+    headers = {"Authorization": f"Bearer {key}"}
+
+    def status() -> int:
+        return httpx.get(f"{served.url}/v1/logs", params={"regions": "eu"}, headers=headers).status_code
+
+    assert status() == 401
+    served.tenants.write_text(f'{known}[tenants.new]\nkeys = ["{kept}"]\n')
+    _until(lambda: status() == 200, 10)
+    served.tenants.write_text("[tenants.shop")
+    served.process.send_signal(signal.SIGHUP)
+    _until(lambda: "do not read" in served.log.read_text(), 10)
+    assert status() == 200
+    served.tenants.write_text(known)
+    served.process.send_signal(signal.SIGHUP)
+    _until(lambda: status() == 401, 10)
+    assert served.get("/v1/logs", regions="eu").status_code == 200
 
 
 def test_a_key_shows_the_records_of_its_tenant(served: Served) -> None:

@@ -1,13 +1,17 @@
 """What may be asked, and how several regions' answers become one."""
 
+import json
+import math
 from typing import Any
 
 import pytest
 
 from pipeline.errors import Rejected
 from pipeline.query.questions import Bounds, Row, logs, merged, metrics, trace
+from pipeline.query.regions import Answer
 
 ANY = Bounds(None, ("eu", "us"), 100)
+POINT = {"tenant": "t", "metric_name": "m", "service": "s", "host": "h", "labels": {}}
 
 
 def row(event_id: str, time_ns: int, **more: Any) -> Row:
@@ -36,11 +40,46 @@ def test_traces_are_in_order_and_whole() -> None:
 
 def test_metrics_are_aggregated_after_twins_are_gone() -> None:
     """A point that both regions hold counts once in the sum of its step."""
-    told = {"tenant": "t", "metric_name": "m", "service": "s", "host": "h", "labels": {}}
-    points = [row("a", 10, value=2.0, **told), row("b", 20, value=4.0, **told)]
+    points = [row("a", 10, value=2.0, **POINT), row("b", 20, value=4.0, **POINT)]
     question = metrics({"name": "m", "step": "60", "aggregate": "sum"}, ANY)
     [bucket], _ = merged(question, [points, points[:1]])
     assert bucket["value"] == 6.0
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+@pytest.mark.parametrize("aggregate", ["avg", "sum", "min", "max", "count"])
+def test_a_point_without_a_value_breaks_no_panel(aggregate: str, value: float | None) -> None:
+    """A step is made of the points that have a number, wherever the others stand; one that has none is no row."""
+    question = metrics({"name": "m", "step": "60", "aggregate": aggregate}, ANY)
+    numbers = {"b": 1.0, "d": 1.0}
+    points = [row(each, at, value=numbers.get(each, value), **POINT) for at, each in enumerate("abcde")]
+    found, _ = merged(question, [[*points, row("f", 60 * 10**9, value=value, **POINT)]])
+    assert [(each["time_ns"], each["value"]) for each in found] == [(0, 2 if aggregate in ("sum", "count") else 1)]
+
+
+def test_what_is_no_number_in_json_is_null() -> None:
+    """NaN and infinity are words that no reader of JSON takes."""
+    rows = [row("a", 1, value=value) for value in (math.nan, math.inf, -math.inf, None, 1.5)]
+    document = json.dumps(Answer(rows, ("eu",), {}, more=False).as_json(), allow_nan=False)
+    assert [each["value"] for each in json.loads(document)["rows"]] == [None, None, None, None, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"limit": "9" * 5000}, "limit: '99999999999999999999' is no number from 1 to 100."),
+        ({"step": "²"}, "step: '²' is no number"),
+        ({"from": "9999-01-01"}, "from: '9999-01-01' is a time that no store has"),
+        ({"to": "0001-01-01"}, "to: '0001-01-01' is a time that no store has"),
+        ({"name": "a\0b"}, "'name' holds NUL"),
+        ({"label.a\0b": "c"}, "'label.a\\x00b' holds NUL"),
+    ],
+)
+def test_what_no_store_could_be_asked_is_refused(given: dict[str, str], said: str) -> None:
+    """It is told to who asks: as a failure of a store it would look like a region that is away."""
+    with pytest.raises(Rejected) as refused:
+        metrics({"name": "m", **given}, ANY)
+    assert str(refused.value).startswith(said)
 
 
 def test_every_problem_of_a_question_is_told_at_once() -> None:
