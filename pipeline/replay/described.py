@@ -47,7 +47,7 @@ def main(path: pathlib.Path) -> None:
     problems = list(found.problems)
     if not found.agents and not problems:
         problems.append(f"{path} holds no agent.")
-    declared = {topic.name: topic.signal for topic in topics.load(environment=own.environment)}
+    declared = {topic.name: topic.signal for topic in topics.load(own.topics_directory, environment=own.environment)}
     agents = []
     for agent in found.agents.values():
         try:

@@ -64,6 +64,7 @@ class Sandbox:
             **{
                 **dict(base),
                 "environment": live.environment,
+                "topics_directory": base.topics_directory.absolute(),  # its processes run in the folder of their code
                 "region": live.region,
                 "mirrored_regions": (),  # mirrors are copied into the topic that they mirror
                 "kafka": self.kafka(live, password),

@@ -132,7 +132,7 @@ def _remember_rate(live: Settings, rate: int) -> None:
 def _topics(live: Settings, replayed: Sequence[str]) -> list[Topic]:
     """All that are declared, with as many partitions as the cluster has: agents and writers want them all."""
     counts = Reader(live.kafka).topics()
-    declared = topics.load(environment=live.environment)
+    declared = topics.load(live.topics_directory, environment=live.environment)
     unknown = set(replayed) - {topic.name for topic in declared}
     if unknown:
         raise Misconfigured(f"No file declares {', '.join(sorted(unknown))}: write topics/<name>.yaml for it first.")

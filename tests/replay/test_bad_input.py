@@ -2,6 +2,7 @@
 
 import datetime
 import pathlib
+import shutil
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +12,7 @@ from pipeline.replay import plan as planning
 from pipeline.replay.names import Sandbox
 from pipeline.replay.plan import window
 from pipeline.replay.where import Where
-from pipeline.settings import KafkaSettings, PostgresSettings, Settings
+from pipeline.settings import ROOT, KafkaSettings, PostgresSettings, Settings
 from tests.replay.world import World
 
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
@@ -109,6 +110,19 @@ def test_what_a_run_cannot_take_is_told(world: World, tmp_path: pathlib.Path) ->
     assert (code, "not done" in found_said) == (2, True)
     assert world.replay("pause", "wrong-1")[0] == 2
     assert world.replay("drop", "wrong-1", "--yes")[0] == 0
+
+
+@pytest.mark.timeout(300)
+def test_topics_are_those_of_their_folder(world: World, tmp_path: pathlib.Path) -> None:
+    """A run makes what `topics_directory` declares: where that has no file for what is replayed, it is told."""
+    for file in ("environments.yaml", "agent_drops.yaml"):
+        shutil.copy(ROOT / "topics" / file, tmp_path)
+    world.plan("folder-1", "logs_raw")
+    elsewhere = World(world.live.model_copy(update={"topics_directory": tmp_path}), world.home)
+    code, said = elsewhere.replay("run", "folder-1")
+    elsewhere.close()
+    assert (code, "No file declares logs_raw" in said) == (2, True), said
+    assert world.replay("drop", "folder-1", "--yes")[0] == 0
 
 
 def test_a_slice_over_its_quota_is_refused(world: World) -> None:

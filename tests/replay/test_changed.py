@@ -1,9 +1,12 @@
 """What the processes of a sandbox are told."""
 
 import pathlib
+import shutil
 
 from pipeline.replay.changed import environment
-from pipeline.settings import PREFIX, PostgresSettings, ReplaySettings, Settings
+from pipeline.replay.described import describe
+from pipeline.replay.names import Sandbox
+from pipeline.settings import PREFIX, ROOT, PostgresSettings, ReplaySettings, Settings
 
 
 def test_a_sandbox_is_told_only_what_is_not_as_ever(tmp_path: pathlib.Path) -> None:
@@ -11,3 +14,19 @@ def test_a_sandbox_is_told_only_what_is_not_as_ever(tmp_path: pathlib.Path) -> N
     own = Settings.model_construct(postgres=PostgresSettings(dsn="host=elsewhere"), replay=ReplaySettings(nice=3))
     said = {key: value for key, value in environment(own, tmp_path).items() if key.startswith(PREFIX)}
     assert said == {f"{PREFIX}POSTGRES__DSN": "host=elsewhere", f"{PREFIX}REPLAY__NICE": "3"}
+
+
+def test_agents_write_what_the_folder_of_topics_declares(tmp_path: pathlib.Path) -> None:
+    """That of `topics_directory`, also where it is said from the folder in which the user stands."""
+    own = Sandbox.called("x-1").settings(Settings(topics_directory=pathlib.Path("topics")), Settings(), "secret")
+    assert own.topics_directory == pathlib.Path.cwd() / "topics"
+    shutil.copytree(ROOT / "topics", tmp_path / "topics")
+    audit = (ROOT / "topics" / "logs_norm.yaml").read_text().replace("logs_norm", "logs_audit")
+    (tmp_path / "topics" / "logs_audit.yaml").write_text(audit)
+    file = tmp_path / "keep.py"
+    file.write_text(
+        "from pipeline.agents import LogRecord, agent\n\n\n"
+        "@agent(reads='logs_raw', writes='logs_audit', version=1)\ndef keep(record: LogRecord): return record\n"
+    )
+    env = environment(Settings(topics_directory=tmp_path / "topics"), ROOT)
+    assert describe(file, env, ROOT)["keep"].writes == {"logs": "logs_audit"}
