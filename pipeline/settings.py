@@ -12,6 +12,7 @@ import pathlib
 import re
 from sysconfig import get_path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -35,7 +36,19 @@ def _showable(address: str) -> str:
     return address
 
 
-Address = Annotated[str, AfterValidator(_showable)]
+def _of_http(address: str) -> str:
+    try:
+        url = urlsplit(address)
+        whole = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # a port, or a bracket
+        whole = False
+    if not whole:
+        raise ValueError("must be an address with its scheme, as http://127.0.0.1:8123")
+    return address
+
+
+Shown = Annotated[str, AfterValidator(_showable)]
+Address = Annotated[Shown, AfterValidator(_of_http)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]  # a dot would break MirrorMaker's topic names
 Positive = Annotated[int, Field(gt=0)]
@@ -248,7 +261,7 @@ class OtlpWriterSettings(WriterSettings):
     health_port: Port = 9010
     batch_records: Positive = 20_000
     batch_bytes: Positive = 8 * MIB
-    endpoint: Address = ""  # https://otlp.example.com:4318; over HTTP /v1/<signal> is put behind it
+    endpoint: Shown = ""  # https://otlp.example.com:4318; over HTTP /v1/<signal> is put behind it
     protocol: Literal["http", "grpc"] = "http"
     compression: Literal["gzip", "none"] = "gzip"
     headers: SecretStr = SecretStr("")  # key=value,key=value, as OTEL_EXPORTER_OTLP_HEADERS

@@ -139,6 +139,14 @@ def test_secrets_are_in_no_text_of_the_settings() -> None:
     assert SECRET in own.postgres.dsn.get_secret_value()
 
 
+@pytest.mark.parametrize("address", ["clickhouse.internal:8123", "foo", "", "http://", "http://h:99999", "http://[::1"])
+@pytest.mark.parametrize("name", ["CLICKHOUSE", "REGISTRY"])
+def test_an_address_that_is_none_is_nobodys(monkeypatch: pytest.MonkeyPatch, name: str, address: str) -> None:
+    """It is refused by its name, and not taken for the local server."""
+    [problem] = problems(monkeypatch, **{f"PIPELINE_{name}__URL": address})
+    assert f"{name.lower()}.url: Value error, must be an address with its scheme" in problem
+
+
 @pytest.mark.parametrize(
     "variables",
     [

@@ -102,6 +102,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda d: region(d, "eu", clickhouse_url="http://u:y@h"),
         "eu.clickhouse_url: Value error, is shown",
     ),
+    "an address that is none": (
+        lambda d: region(d, "eu", clickhouse_url="h:8123"),
+        "eu.clickhouse_url: Value error, must",
+    ),
     "no credentials": (lambda d: region(d, "eu", security_protocol="SASL_SSL"), "credentials: is missing"),
     "a goal that nobody can see": (
         lambda d: region(d, "eu", recovery={"rpo_s": 1, "rto_s": 1}),
