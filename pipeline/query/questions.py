@@ -141,7 +141,8 @@ def trace(trace_id: str, given: Mapping[str, str], bounds: Bounds) -> Question:
 
 def metrics(given: Mapping[str, str], bounds: Bounds) -> Question:
     """Points of a metric by time, service and labels (`label.<key>=<value>`); with `step` (seconds) and `aggregate` as
-    one value of each series and step, made of those merged points that have a number."""
+    one value of each series and step, made of those merged points that have a number; a step of which some may be left
+    out is left out."""
     asked = _Asked(dict(given), bounds)
     if "name" not in given:
         asked.problems.append("name: is missing, the metric's.")
@@ -185,17 +186,20 @@ def merged(question: Question, answers: Iterable[Sequence[Row]]) -> tuple[list[R
     ordered = sorted(events.values(), key=place)
     shown = [row for row in ordered if not ends or place(row) <= min(ends)][: question.rows]
     more = bool(ends) or len(shown) < len(ordered)
-    return (shown if question.bucket_ns is None else _bucketed(question, shown)), more
+    return (shown if question.bucket_ns is None else _bucketed(question, shown, more=more)), more
 
 
-def _bucketed(question: Question, points: Sequence[Row]) -> list[Row]:
+def _bucketed(question: Question, points: Sequence[Row], *, more: bool) -> list[Row]:
     assert question.bucket_ns
+    cut_ns = points[-1]["time_ns"] if more and points else -math.inf  # from here back there are others
     held: dict[tuple[Any, ...], list[float]] = {}
     told: dict[tuple[Any, ...], Row] = {}
     for point in points:
         if point["value"] is None or math.isnan(point["value"]):
             continue
         start = point["time_ns"] // question.bucket_ns * question.bucket_ns
+        if start <= cut_ns:
+            continue
         series = tuple(point[name] for name in ("tenant", "metric_name", "service", "host"))
         key = (start, *series, tuple(sorted(point["labels"].items())))
         held.setdefault(key, []).append(point["value"])

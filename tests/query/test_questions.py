@@ -57,6 +57,19 @@ def test_a_point_without_a_value_breaks_no_panel(aggregate: str, value: float | 
     assert [(each["time_ns"], each["value"]) for each in found] == [(0, 2 if aggregate in ("sum", "count") else 1)]
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+def test_no_step_is_made_of_part_of_its_points(limit: int) -> None:
+    """Points over the limit are another page's, and a step that may have some of them is left out: `more` says so."""
+    points = [row(each, at * 10**9, value=1.0, **POINT) for each, at in zip("abcd", (125, 61, 60, 10), strict=True)]
+    question = metrics({"name": "m", "step": "60", "aggregate": "count", "limit": str(limit)}, ANY)
+    found, more = merged(question, [points[: limit + 1]])
+    counted = {each["time_ns"] // 10**9: each["value"] for each in found}
+    assert (counted, more) == (
+        [{}, {120: 1}, {120: 1}, {0: 1, 60: 2, 120: 1}, {0: 1, 60: 2, 120: 1}][limit - 1],
+        limit < 4,
+    )
+
+
 def test_what_is_no_number_in_json_is_null() -> None:
     """NaN and infinity are words that no reader of JSON takes."""
     rows = [row("a", 1, value=value) for value in (math.nan, math.inf, -math.inf, None, 1.5)]
