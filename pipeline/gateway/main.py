@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import os
 import pathlib
 import signal
@@ -13,7 +12,6 @@ from typing import NamedTuple, get_args
 import structlog
 import uvloop
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline import allocator
 from pipeline.errors import Misconfigured
@@ -42,17 +40,10 @@ OBJECTS = 50_000  # made and not freed until the garbage collector looks: reques
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what was answered OK is safe, what was not is answered or cut off by then."""
-    logging.getLogger("aiohttp.server").addFilter(_shows_no_header)
     allocator.keep(below=KEPT_BYTES, at_most=KEPT_BYTES)  # a block may be as large as a body
     gc.freeze()
     gc.set_threshold(OBJECTS)
     uvloop.run(_serve(settings))
-
-
-def _shows_no_header(record: logging.LogRecord) -> bool:
-    """aiohttp logs a request that does not parse with the line where it failed, which may hold a key."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError)
 
 
 def check(settings: Settings) -> str:
