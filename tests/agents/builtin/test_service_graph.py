@@ -58,3 +58,20 @@ def test_edges_count_every_call_once_and_tell_who_is_hit(database: psycopg.Conne
     ).fetchall()
     assert hit == [("batch", 1), ("shop", 1), ("stock", 2), ("web", 2)]
     assert database.execute(f"SELECT * FROM blast_radius('web', {ALL})".encode()).fetchall() == []
+
+
+def test_what_is_no_number_of_calls_fails_no_query(database: psycopg.Connection) -> None:
+    """Anybody may send an event of that name: one that counts no calls is none, and numbers as the agent writes them
+    are counted."""
+    wrong = ["many", "", "NaN", "Infinity", "-1", "1e999", "9" * 400, "1e", "1.", "1\n", "\u0663", None]
+    good = ["1", "2.5", "3.333333333", "1e+06", "7.205759404e+16"]
+    for number, calls in enumerate([*wrong, *good]):
+        database.execute(
+            """
+            INSERT INTO events VALUES (now(), gen_random_uuid(), '', '', %s, '', 0, '', 'service_graph.client', '',
+                jsonb_strip_nulls(jsonb_build_object('peer', 'db', 'calls', %s::text)), '{}', %s, 'span', now())
+            """,
+            (f"client-{number - len(wrong)}", calls, f"{number:032x}"),
+        )
+    found = database.execute("SELECT client, calls FROM service_edges() ORDER BY 1").fetchall()
+    assert found == [(f"client-{number}", float(calls)) for number, calls in enumerate(good)]
