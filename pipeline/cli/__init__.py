@@ -1,7 +1,7 @@
 """The command `pipeline`: parse, call one thing, exit code.
 
 Exit codes: 0 fine; 1 a difference was found; 2 misconfigured (settings, files, command line); 3 the world is away;
-70 a bug: please report it with its traceback.
+70 a bug: please report it with its traceback; 130 stopped by Ctrl-C, or by a question that nobody answered with yes.
 """
 
 import os

@@ -41,7 +41,20 @@ def agreed(changes: Sequence[object], yes: bool) -> bool:
     if not changes:
         print("Nothing to do.")
         return False
-    return yes or typer.confirm("Do this?", abort=True)
+    if not yes:
+        with asked():
+            typer.confirm("Do this?", abort=True)
+    return True
+
+
+@contextmanager
+def asked(option: str = "--yes") -> Iterator[None]:
+    """Around a question: where the answer is no, or nobody is there to give one, the command ends as by Ctrl-C."""
+    try:
+        yield
+    except typer.Abort:
+        print(f"Nothing was done{'' if sys.stdin.isatty() else f': {option} answers without asking'}.", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import settings
-from pipeline.cli.common import AsJson, Yes, agreed, show_json
+from pipeline.cli.common import AsJson, Yes, agreed, asked, show_json
 from pipeline.settings import ROOT
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def _move(move: "Move", within_s: float, yes: bool, as_json: bool) -> None:
         print(each)
     if any(step.state != "done" for step in course.steps):
         if not yes and not any(step.state == "refused" for step in course.steps):
-            typer.confirm("Do this?", abort=True)
+            with asked():
+                typer.confirm("Do this?", abort=True)
         carry_out(move, print, within_s)
     print("All steps are done.")

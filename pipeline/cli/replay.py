@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline import digits, settings
-from pipeline.cli.common import AsJson, Yes, agreed, progress_bars, show_json
+from pipeline.cli.common import AsJson, Yes, agreed, asked, progress_bars, show_json
 from pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def into_live(
     folder = Folder.of(name, live)
     plan = folder.plan
     print("\n".join(backfill.lines(plan, live)))
-    typed = approve or typer.prompt(f"This writes to live. Type {name} to do it", default="", show_default=False)
+    with asked("--approve"):
+        typed = approve or typer.prompt(f"This writes to live. Type {name} to do it", default="", show_default=False)
     if typed != name:
         raise Misconfigured(f"{typed!r} is not {name}: nothing was written.")
     done = 0

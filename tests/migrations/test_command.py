@@ -33,7 +33,7 @@ def test_plan_then_up(settings: Settings) -> None:
     )  # fmt: skip
     assert first["steps"][0] == "1. CREATE EXTENSION IF NOT EXISTS timescaledb [only with timescaledb]"
     assert len(first["steps"]) == first["statements"]
-    assert run(settings, "up", answer="n\n").returncode == 1
+    assert run(settings, "up", answer="n\n").returncode == 130
     assert run(settings, "up", "--dry-run").returncode == 0
     assert run(settings, "up", "--store", "clickhouse", "--yes").returncode == 0
     assert run(settings, "status", "--store", "clickhouse").returncode == 0

@@ -236,7 +236,7 @@ def test_an_unlawful_version_would_change_ids(change: Change, default: dict[str,
 
 
 def test_the_command(tmp_path: pathlib.Path) -> None:
-    """`check` is exit 0 or 2, `lock` asks, and a release with an unlocked or unlawful file says so."""
+    """`check` is exit 0 or 2, `lock` asks, which without a yes is 130, and a release with an unlocked or unlawful file says so."""
 
     def run(*arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -251,6 +251,8 @@ def test_the_command(tmp_path: pathlib.Path) -> None:
     assert json.loads(found.stdout)["problems"] == [
         "span/2 is not locked: nobody may write it yet. Publish it with `pipeline schemas lock`."
     ]
-    assert run("lock", answer="n\n").returncode == 1
+    assert run("lock", answer="n\n").returncode == 130
+    alone = run("lock")
+    assert (alone.returncode, "Nothing was done: --yes answers" in alone.stderr) == (130, True)
     assert run("lock", "--yes").returncode == 0
     assert run("check").returncode == 0

@@ -36,7 +36,7 @@ def test_plan_then_apply(kafka: str) -> None:
         {"action": "configure", "topic": "logs_raw",
          "before": {"retention.ms": "1000"}, "after": {"retention.ms": "604800000"}}
     ]  # fmt: skip
-    assert run(kafka, "apply", answer="n\n").returncode == 1
+    assert run(kafka, "apply", answer="n\n").returncode == 130
     assert run(kafka, "plan").returncode == 1
     assert run(kafka, "apply", "--yes").returncode == 0
     again = run(kafka, "plan")
@@ -89,7 +89,7 @@ def test_a_strange_topic_is_imported_described_and_deleted(kafka: str) -> None:
         assert (kept.returncode, "declares it" in kept.stderr) == (2, True)
     finally:
         file.unlink(missing_ok=True)
-    assert run(kafka, "delete", name, answer="n\n").returncode == 1
+    assert run(kafka, "delete", name, answer="n\n").returncode == 130
     assert run(kafka, "delete", name, "--yes").returncode == 0
     assert run(kafka, "describe", name).returncode == 2
 
