@@ -26,6 +26,7 @@ from pipeline.cli import (
     schemas,
     topics,
 )
+from pipeline.cli.common import files_named
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -65,7 +66,8 @@ app.add_typer(replay.app, name="replay")
 
 def main() -> None:
     try:
-        app()
+        with files_named():
+            app()
     except errors.Misconfigured as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

@@ -1,18 +1,24 @@
 """What commands share: options, and how a plan is shown and agreed to."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
+
+from pipeline import workers
+from pipeline.errors import Misconfigured
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def show_json(value: object) -> None:
@@ -55,6 +61,25 @@ def asked(option: str = "--yes") -> Iterator[None]:
     except typer.Abort:
         print(f"Nothing was done{'' if sys.stdin.isatty() else f': {option} answers without asking'}.", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def files_named() -> Iterator[None]:
+    """Raise Misconfigured where a command cannot read or write a file, stdout among them. What a socket says stays, and
+    what a worker meets: it is started again."""
+    try:
+        try:
+            yield
+        finally:
+            with suppress(BrokenPipeError):
+                print(end="", flush=True)  # what is left; at the interpreter's end nobody could say what became of it
+    except OSError as error:
+        if workers.NUMBER_VARIABLE in os.environ or (error.filename is None and error.errno not in FULL):
+            raise
+        sys.stdout = sys.stderr  # what could not be printed is not tried again
+        if error.filename is None:
+            raise Misconfigured(f"The output cannot be written: {error.strerror}: make room for it.") from error
+        raise Misconfigured(f"{error.filename} cannot be used: {error.strerror}.") from error
 
 
 @contextmanager
