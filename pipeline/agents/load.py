@@ -52,8 +52,8 @@ def of_file(path: pathlib.Path) -> list[Agent]:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))  # what lies beside it is its own
     spec = importlib.util.spec_from_file_location(f"agents_of_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise Misconfigured(f"{path} is no Python file: name one that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -61,7 +61,7 @@ def of_file(path: pathlib.Path) -> list[Agent]:
     except Misconfigured:
         raise
     except SyntaxError as error:
-        raise Misconfigured(f"{error.filename}:{error.lineno}: does not import: {error.msg}.") from None
+        raise Misconfigured(f"{error.filename or path}:{error.lineno or 1}: does not import: {error.msg}.") from None
     except (Exception, SystemExit) as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         said = traceback.format_exception_only(error)[-1].strip()

@@ -101,7 +101,8 @@ def hold(
             print(verdict)
     if as_json:
         show_json([each.as_json() for each in verdicts])
-    if found.problems or any(each.broken for each in verdicts):
+    _end(found)
+    if any(each.broken for each in verdicts):
         raise typer.Exit(1)
 
 
@@ -164,8 +165,7 @@ def list_(paths: Paths = None, as_json: AsJson = False) -> None:
     else:
         for one in found.agents.values():
             print(f"{one.name:<24} version {one.version:<3} {one.reads} → {', '.join(one.writes)}   {one.where}")
-    if found.problems:
-        raise typer.Exit(2)
+    _end(found)
 
 
 @app.command("status")
@@ -173,12 +173,14 @@ def status(paths: Paths = None, as_json: AsJson = False) -> None:
     """Print how many messages wait for each agent, and for how long the first of them."""
     from pipeline.agents import status as room
 
-    found = room.status(_load(paths).agents.values(), settings.load().kafka)
+    found = _load(paths)
+    rows = room.status(found.agents.values(), settings.load().kafka) if found.agents else []
     if as_json:
-        show_json([each.as_json() for each in found])
+        show_json([each.as_json() for each in rows])
     else:
-        for each in found:
+        for each in rows:
             print(each)
+    _end(found)
 
 
 @app.command("check")
@@ -209,11 +211,13 @@ def graph(
     svg: Annotated[pathlib.Path | None, typer.Option(help="Write a drawing there.")] = None,
 ) -> None:
     """Print the ways from the gateway through agents to the stores, a line each."""
-    drawn = _graph(_load(paths), settings.load())
+    found = _load(paths)
+    drawn = _graph(found, settings.load())
     if svg:
         svg.write_text(drawn.svg())
     for line in drawn.text():
         print(line)
+    _end(found)
 
 
 @app.command("show")
@@ -266,6 +270,12 @@ def _load(paths: Sequence[pathlib.Path] | None) -> "Loaded":
     found = load(paths or [DEFAULT])
     _tell(found.problems)
     return found
+
+
+def _end(found: "Loaded") -> None:
+    """With 2 where something was wrong with a file, which has been told."""
+    if found.problems:
+        raise typer.Exit(2)
 
 
 def _demanded(paths: Sequence[pathlib.Path]) -> "list[Agent]":

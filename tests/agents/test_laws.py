@@ -103,6 +103,7 @@ def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) ->
         broken="import nothing_of_this_name\n",
         syntax="def x(:\n",
         leaves="raise SystemExit(3)\n",
+        nul="\0",
         empty="x = 1\n",
         twin_a=f"{ONE}def twin(record): return record\n",
         twin_b=f"{ONE}def twin(record): return record\n",
@@ -115,11 +116,30 @@ def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) ->
         "broken.py:3: does not import: ModuleNotFoundError: No module named 'nothing_of_this_name'",
         "empty.py:1: has no agent: put @agent(reads=…, writes=…, version=1) over a function.",
         "leaves.py:3: does not import: SystemExit: 3",
+        "nul.py:1: does not import: source code string cannot contain null bytes.",
         "syntax.py:3: does not import: invalid syntax.",
         f"twin_b.py:3: twin is also the agent at {tmp_path}/twin_a.py:3: rename one.",
         "version.py:3: version of v is 0; it is 1 to 99.",
         "waits.py:3: waits is async; it has a process of its own and may just wait.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        *(((verb, "nope"), "nope is neither a file nor a folder") for verb in ("list", "status", "graph", "test")),
+        (("status", "nope", "--json"), "nope is neither a file nor a folder"),
+        (("try", "some.json"), "some.json is no Python file"),
+        (("graph", "some.py", "--svg", "nope/a.svg"), "nope/a.svg cannot be used: No such file"),
+        (("new", "mask_emails", "--folder", "some.py/x"), "some.py/x cannot be used: Not a directory"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path: pathlib.Path, words: tuple[str, ...], said: str) -> None:
+    """Exit 2 and a sentence, whether agents are read or something of theirs is written."""
+    folder(tmp_path, some=f"{ONE}def some(record): return record\n")
+    (tmp_path / "some.json").write_text("{}")
+    done = command(*words, cwd=tmp_path)
+    assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (2, True, 1), done.stderr
 
 
 def test_settings(tmp_path: pathlib.Path) -> None:
