@@ -1,5 +1,6 @@
 """`pipeline replay`."""
 
+import itertools
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,14 +36,14 @@ def plan(  # noqa: PLR0913, PLR0917 - as many as the command has
     import datetime
 
     from pipeline.replay import plan as planning
-    from pipeline.replay.folder import Folder, every
+    from pipeline.replay.folder import Folder
     from pipeline.replay.names import Sandbox
     from pipeline.replay.run import measured_rate
     from pipeline.replay.where import Where
 
     live = settings.load()
-    used = {one.plan.name for one in every(live)}
-    name = name or next(name for n in range(1, 10_000) if (name := f"replay-{n}") not in used)
+    names = (f"replay-{n}" for n in itertools.count(1))
+    name = name or next(each for each in names if not Sandbox.called(each).folder(live).exists())
     Sandbox.called(name)
     between = planning.window(start, end, datetime.datetime.now(datetime.UTC))
     rate = measured_rate(live) or planning.ASSUMED_RECORDS_PER_S

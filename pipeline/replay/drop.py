@@ -21,14 +21,14 @@ class Drop:
     live: Settings
 
     def __str__(self) -> str:
-        sandbox = self.folder.plan.sandbox
+        sandbox = self.folder.sandbox
         return (
             f"drop {sandbox.name}: Kafka topics, groups and principal {sandbox.prefix}…, PostgreSQL schema and role "
             f"and ClickHouse database {sandbox.owner}, and {self.folder.path}"
         )
 
     def as_json(self) -> dict[str, object]:
-        return {"what": str(self), "sandbox": self.folder.plan.name}
+        return {"store": "sandbox", "what": str(self), "statements": []}
 
     def carry_out(self) -> None:
         drop(self.folder, self.live)
@@ -48,10 +48,10 @@ def drop(folder: Folder, live: Settings) -> None:
 
     Raises Misconfigured while it runs, Unavailable where a server is away.
     """
-    plan = folder.plan
+    sandbox = folder.sandbox
     with folder.locked():
         folder.note("dropping")
-        place.remove(plan.sandbox, live)
+        place.remove(sandbox, live)
         code = folder.path / "code"
         if code.exists():
             command = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(code)]
@@ -59,8 +59,8 @@ def drop(folder: Folder, live: Settings) -> None:
             if done.returncode:
                 raise Misconfigured(f"git does not remove {code}: {done.stderr.strip()}")
         deadline = time.monotonic() + GONE_WITHIN_S
-        while left := place.on_servers(plan.sandbox, live):
+        while left := place.on_servers(sandbox, live):
             if time.monotonic() > deadline:
-                raise Unavailable(f"{plan.name} is dropped, but there are still {', '.join(left)}: run this again.")
+                raise Unavailable(f"{sandbox.name} is dropped, but there are still {', '.join(left)}: run this again.")
             time.sleep(0.5)
         folder.remove()

@@ -6,12 +6,13 @@ import json
 import pathlib
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import Misconfigured
 from pipeline.replay.names import Sandbox
@@ -57,14 +58,21 @@ class Folder:
 
     @classmethod
     def made(cls, plan: Plan, live: Settings) -> "Folder":
-        """Keep a new plan. Raise Misconfigured where its name is in use."""
+        """Keep a new plan. Raise Misconfigured where its name is in use, or the disk takes no more."""
         found = cls(plan.sandbox.folder(live))
-        found.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = found.path.with_name(f".{plan.sandbox.id}.{secrets.token_hex(4)}")  # appears in one piece
-        fresh.mkdir(mode=0o700)
-        (fresh / "plan.json").write_text(plan.model_dump_json(indent=2) + "\n")
-        (fresh / "secret").write_text(secrets.token_urlsafe(24))
-        (fresh / "secret").chmod(0o600)
+        try:
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            fresh.mkdir(mode=0o700)
+            (fresh / "plan.json").write_text(plan.model_dump_json(indent=2) + "\n")
+            (fresh / "secret").write_text(secrets.token_urlsafe(24))
+            (fresh / "secret").chmod(0o600)
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise Misconfigured(
+                f"{fresh.parent} cannot keep the plan ({error.strerror}): make room, or let replay.directory name "
+                "another folder."
+            ) from None
         try:
             fresh.rename(found.path)
         except OSError:
@@ -78,7 +86,16 @@ class Folder:
 
     @property
     def plan(self) -> Plan:
-        return Plan.parse((self.path / "plan.json").read_text(), str(self.path / "plan.json"))
+        """Raise Misconfigured where it is damaged."""
+        return Plan.parse((self.path / "plan.json").read_text(errors="replace"), str(self.path / "plan.json"))
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """By its plan; where that is damaged by the folder, which has the same id."""
+        try:
+            return self.plan.sandbox
+        except (Misconfigured, OSError):
+            return Sandbox.called(self.path.name)
 
     @property
     def secret(self) -> str:
@@ -86,10 +103,14 @@ class Folder:
 
     @property
     def way(self) -> Way | None:
-        """None before the first run."""
-        with contextlib.suppress(FileNotFoundError):
-            return Way.model_validate_json((self.path / "way.json").read_text())
-        return None
+        """None before the first run. Raise Misconfigured where it is damaged."""
+        path = self.path / "way.json"
+        try:
+            return Way.model_validate_json(path.read_text(errors="replace"))
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            raise Misconfigured(f"{path} does not say how it was run: drop the sandbox and plan again.") from None
 
     def keep_way(self, way: Way) -> None:
         """Raise Misconfigured where it has been run in another way: what is stored would be of both."""
@@ -103,9 +124,9 @@ class Folder:
 
     @property
     def state(self) -> dict[str, Any]:
-        with contextlib.suppress(FileNotFoundError):
-            found: dict[str, Any] = json.loads((self.path / "state.json").read_text())
-            return found
+        """How far it is said to be; what is done is in Kafka and the stores, so a damaged file is none."""
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            return {"state": "planned", **dict(json.loads((self.path / "state.json").read_bytes()))}
         return {"state": "planned"}
 
     def note(self, state: State, **more: Any) -> None:
@@ -131,7 +152,9 @@ class Folder:
         """Raise Misconfigured where another process works on it; a killed one's lock is free."""
         with (self.path / "lock").open("w") as lock:
             if not _lock(lock, fcntl.LOCK_EX):
-                raise Misconfigured(f"{self.plan.name} is at work in another process: wait, or stop that with Ctrl-C.")
+                raise Misconfigured(
+                    f"{self.sandbox.name} is at work in another process: wait, or stop that with Ctrl-C."
+                )
             yield
 
     def remove(self) -> None:
@@ -139,9 +162,15 @@ class Folder:
 
 
 def every(live: Settings) -> list[Folder]:
-    """All sandboxes, the oldest first."""
-    found = [Folder(path.parent) for path in live.replay.directory.glob("[!.]*/plan.json")]
-    return sorted(found, key=lambda one: one.plan.created)
+    """All sandboxes, the oldest first; one that is damaged is told on stderr and is not among them."""
+    found = []
+    for path in live.replay.directory.glob("[!.]*/plan.json"):
+        one = Folder(path.parent)
+        try:
+            found.append((one.plan.created, one.way, one))
+        except (Misconfigured, OSError) as damaged:
+            print(damaged, file=sys.stderr)
+    return [one for *_, one in sorted(found, key=lambda each: each[0])]
 
 
 def _lock(lock: IO[str], kind: int, within_s: float = 1.0) -> bool:

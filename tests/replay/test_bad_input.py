@@ -1,6 +1,7 @@
 """What a user may get wrong before anything is copied: one sentence and an exit code each."""
 
 import datetime
+import errno
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -8,11 +9,14 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.errors import Misconfigured
+from pipeline.maintain.change import Change
+from pipeline.replay import drop, place
 from pipeline.replay import plan as planning
+from pipeline.replay.folder import Folder, every
 from pipeline.replay.names import Sandbox
-from pipeline.replay.plan import window
+from pipeline.replay.plan import Plan, Slice, window
 from pipeline.replay.where import Where
-from pipeline.settings import ROOT, KafkaSettings, PostgresSettings, Settings
+from pipeline.settings import ROOT, KafkaSettings, PostgresSettings, ReplaySettings, Settings
 from tests.replay.world import World
 
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
@@ -72,6 +76,66 @@ def test_settings_that_leave_the_sandbox_are_refused() -> None:
         )
     with pytest.raises(ValueError, match="prefix"):
         KafkaSettings(prefix="logs_")
+
+
+def planned(name: str) -> Plan:
+    part = Slice(topic="logs_raw", partition=0, start=0, end=1, records=1, bytes=1, exact=True)
+    return Plan(name=name, created=NOW, expires=NOW, start=NOW, end=NOW, slices=(part,))
+
+
+def test_a_disk_that_takes_no_plan_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting is named, and nothing half made is left behind."""
+
+    def full(path: pathlib.Path, text: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    live = Settings(replay=ReplaySettings(directory=tmp_path))
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(Misconfigured, match=r"No space left on device.*replay\.directory"):
+        Folder.made(planned("rule-42"), live)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "kept"),
+    [
+        ("plan.json", b"garbage", ["whole-1"]),
+        ("plan.json", b"\xff\xfe", ["whole-1"]),
+        ("way.json", b"{}", ["whole-1"]),
+        ("state.json", b"[1]", ["hurt-1", "whole-1"]),
+        ("state.json", b"\xff", ["hurt-1", "whole-1"]),
+    ],
+)
+def test_a_damaged_sandbox_hides_no_other(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], file: str, text: bytes, kept: list[str]
+) -> None:
+    """Upkeep goes on with the others, and what cannot be read is told with its file."""
+    live = Settings(replay=ReplaySettings(directory=tmp_path))
+    hurt = Folder.made(planned("hurt-1"), live)
+    Folder.made(planned("whole-1"), live)
+    (hurt.path / file).write_bytes(text)
+    assert sorted(one.plan.name for one in every(live)) == kept
+    assert (str(hurt.path / file) in capsys.readouterr().err) == (len(kept) == 1)
+    steps = [each.as_json() for each in (*drop.expired(live, NOW), Change("refresh", ()))]
+    assert {tuple(step) for step in steps} == {("store", "what", "statements")}
+    assert len(steps) == len(kept) + 1
+
+
+@pytest.mark.timeout(300)
+def test_a_damaged_plan_can_be_dropped(world: World) -> None:
+    """As its sentence says: `drop` takes everything of that name away, and another can be planned before."""
+    world.plan("replay-1", "logs_raw")
+    folder = Folder.of("replay-1", world.live)
+    (folder.path / "plan.json").write_text("garbage")
+    code, said = world.replay("status", "replay-1")
+    assert (code, "drop the sandbox and plan again" in said) == (2, True), said
+    code, said = world.replay("plan", "--topics", "logs_raw", *world.window)
+    assert (code, "replay-2: received" in said) == (0, True), said
+    code, said = world.replay("drop", "replay-1", "--yes")
+    assert (code, place.left(Sandbox.called("replay-1"), world.live)) == (0, []), said
+    assert world.replay("list")[0] == 0
+    assert world.replay("drop", "replay-2", "--yes")[0] == 0
 
 
 @pytest.mark.timeout(300)
