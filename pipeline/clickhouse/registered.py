@@ -15,7 +15,7 @@ from clickhouse_connect.driver.client import Client
 from pipeline.clickhouse import Error, connect, quoted, translated
 from pipeline.clickhouse.inserts import Inserts
 from pipeline.delivery import BrokenTable
-from pipeline.errors import Misconfigured
+from pipeline.errors import Misconfigured, Rejected
 from pipeline.record.schema import Schema
 from pipeline.settings import ClickHouseSettings
 from pipeline.tables.model import Column, Kind, Table
@@ -99,7 +99,8 @@ class RegisteredInserts:
         """Insert container files of one version, up to the table's; make what their rows need.
 
         The same token within the last 1,000 inserts changes nothing. Raise Unavailable where the server is away,
-        Rejected where it cannot read the file, BrokenTable where it has something else by this name.
+        Rejected where it cannot read the file, BrokenTable where it has something else by this name or cannot make the
+        table.
         """
         try:
             self._insert(table, known, values, records, token)
@@ -116,8 +117,13 @@ class RegisteredInserts:
         if (table.name, table.version) not in self._ready:
             if self._client is None:
                 self._client = connect(self._settings)
-            with translated():
-                make(self._client, table)
+            try:
+                with translated():
+                    make(self._client, table)
+            except BrokenTable:
+                raise
+            except Rejected as reason:  # no row's fault
+                raise BrokenTable(f"ClickHouse cannot make the table {table.name}. {reason}") from reason
             self._ready.add((table.name, table.version))
         into = self._inserts.get(table.name)
         if into is None:

@@ -95,7 +95,7 @@ class RegisteredStore:
         """Commit the rows of one container file, which `version` wrote, in one transaction; make what they need.
 
         Raise Unavailable where the store is away, Rejected where it can never hold these rows, BrokenTable where it has
-        something else by this name.
+        something else by this name or cannot make the table.
         """
         columns = table.fields_of(version)
         incoming = Incoming(
@@ -115,7 +115,12 @@ class RegisteredStore:
 
     def _written(self, table: Table, incoming: Incoming) -> upsert.Counts:
         if (table.name, table.version) not in self._ready:
-            self._session.write(partial(make, table=table), partial(make, table=table))
+            try:
+                self._session.write(partial(make, table=table), partial(make, table=table))
+            except BrokenTable:
+                raise
+            except Rejected as reason:  # no row's fault
+                raise BrokenTable(f"PostgreSQL cannot make the table {table.name}. {reason}") from reason
             self._ready.add((table.name, table.version))
         return self._session.write(partial(_copy, incoming), partial(_upsert, incoming))
 
@@ -188,16 +193,20 @@ def _default(column: Column) -> sql.Composable:
     match column.kind:
         case "timestamp-millis" | "timestamp-micros" | "timestamp-nanos":
             per_second = {"timestamp-millis": 10**3, "timestamp-micros": 10**6, "timestamp-nanos": 10**9}[column.kind]
-            us = sql.Literal(column.default * 10**6 // per_second)
-            return sql.SQL("timestamptz 'epoch' + {} * interval '1 microsecond'").format(us)
+            us = sql.Literal(f"{column.default * 10**6 // per_second} microseconds")
+            return sql.SQL("timestamptz 'epoch' + CAST({} AS interval)").format(us)
         case "date":
             return sql.SQL("date 'epoch' + {}").format(sql.Literal(column.default))
         case "array" | "map":
             return sql.SQL("'{{}}'::{}").format(kind)
         case "bytes":
             return sql.SQL("''::bytea")
+        case "float" | "double":  # as text, since numeric knows no -0.0, and float refuses what it rounds to 0
+            form = ">f" if column.kind == "float" else ">d"
+            [held] = struct.unpack(form, struct.pack(form, column.default))
+            return sql.SQL("CAST({} AS {})").format(sql.Literal(repr(held)), kind)
         case _:
-            return sql.SQL("{}::{}").format(sql.Literal(column.default), kind)
+            return sql.SQL("CAST({} AS {})").format(sql.Literal(column.default), kind)
 
 
 def _type(column: Column) -> Type:
@@ -230,7 +239,7 @@ def _encoded(joined: bytes, columns: Sequence[Column]) -> "list[bytes]":
     stands = pl.when(time.is_between(SANE_FROM_NS, receipt + SANE_AHEAD_NS)).then(time).otherwise(receipt)
     names = [column.name for column in columns]
     frame = (
-        rows.read(joined, ["event_id", "region", "received_time", "tenant", "time", *names])
+        rows.decoded(joined, ["event_id", "region", "received_time", "tenant", "time", *names])
         .with_columns((stands // 1000).alias("time"), *map(_number, columns))
         .sort("time", "event_id", "received_time", maintain_order=True)
         .unique(["time", "event_id"], keep="last", maintain_order=True)

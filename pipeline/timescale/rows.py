@@ -69,7 +69,12 @@ def points(joined: bytes) -> pl.DataFrame:
 
 
 def read(joined: bytes, columns: Sequence[str]) -> pl.DataFrame:
-    """Some columns of a container file, with a row number called `row`.
+    """Some columns of a container file of a signal, with a row number called `row`; raise as `decoded` does."""
+    return decoded(joined, columns).with_row_index("row")
+
+
+def decoded(joined: bytes, columns: Sequence[str]) -> pl.DataFrame:
+    """Some columns of a container file, whatever they are called.
 
     Raise Rejected where it does not decode, and Stuck where that did not end: polars-avro does not come back from some
     damaged counts. The thread that tries is then lost, and busy until the process ends.
@@ -91,7 +96,7 @@ def read(joined: bytes, columns: Sequence[str]) -> pl.DataFrame:
         raise Rejected(f"The records do not decode: {result}")
     if isinstance(result, Exception):
         raise result
-    return result.with_row_index("row")
+    return result
 
 
 def number_rows(frame: pl.DataFrame) -> Iterator[bytes]:

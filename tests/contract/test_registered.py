@@ -4,8 +4,9 @@ import asyncio
 import base64
 import datetime
 import pathlib
+import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,9 +18,10 @@ from pipeline import clickhouse as clickhouse_door
 from pipeline.agents import ch_writer, pg_writer
 from pipeline.agents.registered import RegisteredWriter
 from pipeline.clickhouse import registered as clickhouse_tables
-from pipeline.delivery import BrokenTable, Delivery, Message
+from pipeline.delivery import BrokenTable, Delivery, Limit, Message
 from pipeline.errors import Rejected, Unavailable
 from pipeline.settings import ClickHouseSettings, PostgresSettings
+from pipeline.tables import model
 from pipeline.tables.client import Tables
 from pipeline.tables.model import Column, Table
 from pipeline.timescale import registered as postgres_tables
@@ -47,6 +49,10 @@ class Target:
     def execute(self, statement: str) -> None:
         raise NotImplementedError
 
+    def refuse(self, table: Table, patch: pytest.MonkeyPatch) -> None:
+        """Let the store refuse to make the table by an error that it also has for rows."""
+        raise NotImplementedError
+
     def seen(self, table: str) -> list[dict[str, Any]]:
         """What a reader of the table sees, in order of time, then by what `n` says; no column for one store alone."""
         raise NotImplementedError
@@ -70,10 +76,16 @@ class Postgres(Target):
         with connect(self._settings) as connection:
             connection.execute(statement.encode())
 
+    def refuse(self, table: Table, patch: pytest.MonkeyPatch) -> None:
+        """A row that is there already would have nothing in a column that is not nullable."""
+        self.execute(f"CREATE TABLE {table.name} (time timestamptz, event_id uuid, PRIMARY KEY (time, event_id))")
+        self.execute(f"INSERT INTO {table.name} VALUES (now(), gen_random_uuid())")
+
     def seen(self, table: str) -> list[dict[str, Any]]:
         with connect(self._settings) as connection:
             connection.execute("SET TIME ZONE 'UTC'")
-            cursor = connection.execute(sql.SQL("SELECT * FROM {} ORDER BY time, n").format(sql.Identifier(table)))
+            query = sql.SQL("SELECT * FROM {} ORDER BY time, n").format(sql.Identifier(table))
+            cursor = connection.execute(query, binary=True)  # a text of a real is shorter than the number
             names = [column.name for column in cursor.description or ()]
             rows = [dict(zip(names, row, strict=True)) for row in cursor]
         for row in rows:
@@ -95,6 +107,14 @@ class ClickHouse(Target):
 
     def execute(self, statement: str) -> None:
         clickhouse_door.connect(self._settings).command(statement)
+
+    def refuse(self, table: Table, patch: pytest.MonkeyPatch) -> None:
+        """Nothing is known by which it would: one definition is spoiled."""
+        own = clickhouse_tables._definition
+        patch.setattr(
+            clickhouse_tables, "_definition",
+            lambda column: "odd Date DEFAULT toDate('x')" if column.name == "odd" else own(column),
+        )  # fmt: skip
 
     def seen(self, table: str) -> list[dict[str, Any]]:
         client = clickhouse_door.connect(self._settings)
@@ -216,6 +236,71 @@ def test_a_later_version_is_seen_beside_the_earlier(target: Target, file: pathli
     for n in (1, 3, 4):
         assert {name: found[n][name] for name in expected} == expected
     assert {name: found[2][name] for name in expected} == {**expected, "d_string": "own", "note": "here"}
+
+
+def _at(us: int) -> datetime.datetime:
+    return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=us)
+
+
+def _float(value: float) -> float:
+    found: float = struct.unpack("f", struct.pack("f", value))[0]
+    return found
+
+
+EXTREMES: dict[str, tuple[list[Any], Callable[[Any], Any]]] = {
+    **{kind: ([*model.RANGES[kind], 0], int) for kind in ("int", "long")},
+    "float": ([-3.4028234663852886e38, 3.4028234663852886e38, 1e-50, -1e-45, -0.0, 0.1, 7], _float),
+    "double": ([-1.7976931348623157e308, 1.7976931348623157e308, 10**308, 5e-324, -5e-324, -0.0, 1e-5, 7], float),
+    "timestamp-millis": ([*model.RANGES["timestamp-millis"], 0, 7], lambda ms: _at(ms * 1000)),
+    "timestamp-micros": ([*model.RANGES["timestamp-micros"], model.RANGES["timestamp-micros"][1] - 1, 0, -7], _at),
+    "timestamp-nanos": ([*model.RANGES["timestamp-nanos"], 0, -7000], lambda ns: _at(ns // 1000)),
+    "date": ([*model.RANGES["date"], 0, -7], lambda days: _at(days * 86_400 * 10**6).date()),
+    "string": (["", "0", "é" * 1000, "';", "\\'", "\n\t\r\x01\x7f", "$1 $$ ? :n %(n)s {n:Int8}"], str),
+    "boolean": ([False, True], bool),
+}
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_every_legal_default_is_what_rows_of_before_have(target: Target, file: pathlib.Path, kind: str) -> None:
+    """At both ends of its range too, in a table that is widened and in one that is made with it."""
+    values, read = EXTREMES[kind]
+    added = [{"name": f"d{n}", "type": registered.plain(kind), "default": value} for n, value in enumerate(values)]
+    for how in ("widened", "made"):
+        first = declared(f"{how}_{kind.replace('-', '_')}", {"n": LONG})
+        second = evolved(first, *added)
+        if how == "widened":
+            target.writer(known(file, first)).write([message(first, {"n": 1})])
+        target.writer(known(file, second)).write([message(first, {"n": 2})])
+        for row in target.seen(first.name):
+            assert [repr(row[f"d{n}"]) for n in range(len(values))] == [repr(read(value)) for value in values]
+
+
+def test_a_column_may_be_called_as_something_of_ours(target: Target, file: pathlib.Path) -> None:
+    """What our frames and statements call their own parts by is a column like any other, in rows that replace too."""
+    names = ["row", "e", "rows", "name", "value", "held", "written", "counted", "incoming", "excluded", "missing"]
+    table = declared("ours", {"n": LONG, **dict.fromkeys(names, STRING)}, keys=["n"])
+    writer = target.writer(known(file, table))
+    for later, said in enumerate(("first", "second")):
+        sent = {"n": 1, "time": day(1), **{name: f"{said} {name}" for name in names}}
+        writer.write([message(table, sent, received=NOW + later * 10**6)])
+    [found] = target.seen("ours")
+    assert {name: found[name] for name in names} == {name: f"second {name}" for name in names}
+
+
+def test_a_table_that_cannot_be_made_is_dead_lettered_over_any_limit(
+    target: Target, file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the store refuses a table as data, the reason names it, and its neighbours go on."""
+    good, refused = declared("beside", {"n": LONG}), declared("refused", {"n": LONG, "odd": LONG})
+    target.refuse(refused, monkeypatch)
+    letters = Dead()
+    batch = [one for n in range(4) for one in (message(good, {"n": n}), message(refused, {"n": n, "odd": n}))]
+    delivery = Delivery(target.writer(known(file, good, refused)), letters, limit=Limit(burst=1))
+    asyncio.run(delivery.deliver(batch))
+    assert sorted(letters.buried) == [one.offset for one in batch[1::2]]
+    assert [row["n"] for row in target.seen("beside")] == [0, 1, 2, 3]
+    with pytest.raises(BrokenTable, match="table refused"):
+        target.writer(known(file, refused)).write(batch[1:2])
 
 
 def test_what_comes_again_is_seen_once(target: Target, file: pathlib.Path) -> None:
