@@ -70,13 +70,16 @@ class OtlpWriter:
 
     def _send(self, part: Sequence[Message]) -> None:
         of = TYPES[self._signal]
-        records = [
-            read(raw, laid, of)
-            for message in part
-            if (laid := layout(message.headers["schema"].decode()))
-            for raw in laid.records(message.value)
-        ]
-        request = export_request(self._signal, records)
+        try:
+            records = [
+                read(raw, laid, of)
+                for message in part
+                if (laid := layout(message.headers["schema"].decode()))
+                for raw in laid.records(message.value)
+            ]
+            request = export_request(self._signal, records)
+        except (ValueError, IndexError) as error:  # fields are read where they are asked for
+            raise Rejected(f"The records do not decode: {str(error) or 'a value goes on past its end'}.") from error
         time.sleep(max(0.0, self._not_before_s - time.monotonic()))
         try:
             rejected, reason = self._to.send(self._signal, request.SerializeToString())

@@ -2,23 +2,28 @@
 
 import asyncio
 import pathlib
+import random
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from pydantic import SecretStr
 
-from pipeline import otlp, topics
+from pipeline import native, otlp, topics
 from pipeline.agents.otlp_writer import OtlpWriter
-from pipeline.backend import LONGEST_WAIT_S, Later, backend, parsed
+from pipeline.backend import LONGEST_WAIT_S, Later, Taken, backend, parsed
 from pipeline.delivery import Delivery, Message
 from pipeline.errors import Misconfigured, Rejected, Unavailable
 from pipeline.otlp.export import export_request
+from pipeline.record import container, schema
 from pipeline.record.layout import layout
 from pipeline.record.records import TYPES, read
+from pipeline.record.schema import Signal
 from pipeline.settings import KafkaSettings, OtlpWriterSettings, Settings
 from pipeline.telemetry import metrics
 from tests.agents.backend_server import Say, Server, partly
@@ -30,6 +35,7 @@ from tests.drills import otlp_writer as drill
 from tests.drills.context import Context
 from tests.otlp.requests import logs, traces
 from tests.otlp.requests import metrics as metrics_request
+from tests.otlp.scramble import mutate
 
 PROTOCOLS = ("http", "grpc")
 BUSY = {"http": 429, "grpc": 8}
@@ -39,6 +45,7 @@ DENIED = {"http": 401, "grpc": 16}
 BAD = {"http": 400, "grpc": 3}
 FAR = RetryInfo(retry_delay={"seconds": 2**63 - 1, "nanos": 2**31 - 1}).SerializeToString()
 PAST = RetryInfo(retry_delay={"seconds": -(2**63), "nanos": -(2**31)}).SerializeToString()
+REQUESTS = [("logs", logs("x", "twin", "twin")), ("metrics", metrics_request()), ("traces", traces())]
 
 
 class Letters:
@@ -203,6 +210,63 @@ def test_a_refusal_for_good_is_dead_lettered_alone(protocol: str) -> None:
     assert sorted(taken) == ["1", "2", "3"]
 
 
+class Everything:
+    """A back end in this process that takes all it is given."""
+
+    def __init__(self) -> None:
+        self.bodies: list[str] = []
+        self.largest = 0
+
+    def send(self, signal: Signal, request: bytes) -> Taken:
+        self.largest = max(self.largest, len(request))
+        if signal == "logs":
+            for resource in ExportLogsServiceRequest.FromString(request).resource_logs:
+                self.bodies += [each.body.string_value for one in resource.scope_logs for each in one.log_records]
+        return Taken(0, "")
+
+
+def test_a_damaged_text_is_dead_lettered_alone() -> None:
+    """One byte that is no UTF-8, under framing that is whole: its neighbours arrive, and the reason quotes no record."""
+    batch = messages(4)
+    batch[2] = batch[2]._replace(value=batch[2].value.replace(b"\x022", b"\x02\xff"))
+    assert batch[2].value != messages(4)[2].value
+    to = Everything()
+    [(message, reason)] = delivered(OtlpWriter(OtlpWriterSettings(), "logs", to), batch).put_
+    assert message.offset == 2
+    assert "do not decode: 'utf-8' codec can't decode byte 0xff" in reason
+    assert "checkout" not in reason
+    assert to.bodies == ["0", "1", "3"]
+
+
+@pytest.mark.parametrize("implementation", ["auto", "python"])
+@pytest.mark.parametrize(("signal", "request_"), REQUESTS)
+def test_whatever_the_records_hold_they_are_sent_or_rejected(
+    signal: Signal, request_: Any, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3,000 messages mutated within whole framing, or anywhere: no other error, and no request larger than they are."""
+    if implementation == "python":
+        monkeypatch.setattr(native, "_chosen", None)
+    rng, to = random.Random(7), Everything()
+    subject = OtlpWriter(OtlpWriterSettings(), signal, to)
+    good = of_request(signal, request_)
+    head, records = schema.of(signal).head, int(good.headers["records"])
+    raws = [raw.whole for raw in layout(good.headers["schema"].decode()).records(good.value)]
+    outcomes = Counter[str]()
+    for _ in range(3000):
+        if rng.random() < 0.2:
+            value = mutate(good.value, rng)
+        else:
+            value = container.value(head, [mutate(b"".join(raws), rng)], records)
+        try:
+            subject.write([good._replace(value=value)])
+            outcomes["sent"] += 1
+        except Rejected as reason:
+            outcomes[str(reason)[:60]] += 1
+    assert outcomes["sent"] > 300
+    assert len(outcomes) > 3
+    assert to.largest < 4 * len(good.value)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_back_end_that_does_not_answer_is_away(protocol: str) -> None:
     """A port on which nobody listens is Unavailable, told with its address and without the secrets."""
@@ -286,9 +350,7 @@ def test_an_endpoint_may_be_an_ipv6_address(protocol: Any) -> None:
         backend(OtlpWriterSettings(endpoint="http://[::1]:1", protocol=protocol, timeout_s=2)).send("logs", b"")
 
 
-@pytest.mark.parametrize(
-    ("signal", "request_"), [("logs", logs("x", "twin", "twin")), ("metrics", metrics_request()), ("traces", traces())]
-)
+@pytest.mark.parametrize(("signal", "request_"), REQUESTS)
 def test_another_gateway_gives_what_is_sent_on_the_same_ids(signal: Any, request_: Any) -> None:
     """Records that were flattened, sent on and flattened again are the same; of a redelivered twin one is sent."""
     received = 1_795_000_000 * 10**9
