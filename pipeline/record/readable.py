@@ -1,5 +1,6 @@
 """Records for people: a container file decoded, slowly, as far as that goes."""
 
+import datetime
 import io
 from typing import Any
 
@@ -33,4 +34,6 @@ def _readable(value: Any) -> Any:
         return {key: _readable(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_readable(each) for each in value]
+    if isinstance(value, datetime.date):  # a datetime too
+        return value.isoformat()
     return value

@@ -1,6 +1,7 @@
 """Container files join by concatenation, and damage is seen in the framing."""
 
 import io
+import json
 
 import fastavro
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline import otlp
 from pipeline.errors import Rejected
-from pipeline.record import avro, container, schema
+from pipeline.record import avro, container, readable, schema
+from tests.contract.registered import FIELDS, ROWS, declared, message
 from tests.otlp.decode import ORIGIN
 from tests.otlp.requests import logs
 
@@ -46,6 +48,16 @@ def test_a_cut_value_is_rejected(length: int) -> None:
         return
     with pytest.raises(Rejected):
         container.count(HEAD, value("a", "b")[:length])
+
+
+def test_every_type_is_readable_as_json() -> None:
+    """What people are shown of a registered table's rows: bytes as hex, times and dates as ISO 8601."""
+    rows, error = readable.decode(message(declared("everything", FIELDS), *ROWS).value)
+    assert error == ""
+    first, second = json.loads(json.dumps(rows))
+    assert (first["f_bytes"], first["f_date"], second["a_date"]) == ("00ff", "2026-11-20", ["1969-12-31", "2026-11-20"])
+    assert first["f_timestamp_millis"] == "2026-11-20T10:00:00.123000+00:00"
+    assert second["a_timestamp_micros"][0] == "1999-12-31T23:59:59.999999+00:00"
 
 
 @pytest.mark.parametrize(
