@@ -15,7 +15,14 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from pipeline.errors import Misconfigured
 from pipeline.native import Implementation
@@ -56,6 +63,12 @@ Seconds = Annotated[float, Field(gt=0)]
 Database = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 Environment = Literal["local", "production"]
 SANDBOX = r"sandbox_[a-z][a-z0-9]{0,31}"  # no name of production's begins so
+# What a variable must hold, by pydantic's name of the problem.
+JSON = {
+    "tuple_type": 'an array, such as ["a", "b"]',
+    "dict_type": 'an object, such as {{"key": …}}',
+    "model_type": 'an object, such as {{"key": …}}, or in its place {}__KEY for each key',
+}
 
 
 class Part(BaseModel):
@@ -306,6 +319,16 @@ class LocalSettings(Part):
     mirror_maker_port: Port = 8083  # of a region that others are mirrored into
 
 
+class _Environment(EnvSettingsSource):
+    """What should be JSON and is none stays a text: one problem among others when all is checked."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Immutable; pass the part that is needed, not the whole."""
 
@@ -369,7 +392,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = os.environ.get(FILE_VARIABLE)
         toml = (TomlConfigSettingsSource(settings_cls, pathlib.Path(file)),) if file else ()
-        return (init_settings, env_settings, *toml)
+        return (init_settings, _Environment(settings_cls), *toml)
 
 
 def is_loopback(host: str) -> bool:
@@ -409,6 +432,13 @@ def _names_something(variable: str) -> bool:
     return not below or (isinstance(field.annotation, type) and issubclass(field.annotation, Part))
 
 
+def _sentence(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    variable = PREFIX + "__".join(map(str, place)).upper()
+    if kind in JSON and variable in map(str.upper, os.environ):
+        return f"environment: {variable} must be JSON: {JSON[kind].format(variable)}."
+    return f"settings: {'.'.join(map(str, place))}: {message}"
+
+
 def load() -> Settings:
     """Read the environment and the settings file; raise Misconfigured with every problem at once."""
     file = os.environ.get(FILE_VARIABLE)
@@ -425,7 +455,7 @@ def load() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        problems += [f"settings: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        problems += [_sentence(e["loc"], e["type"], e["msg"]) for e in error.errors(include_input=False)]
     except ValueError as error:  # TOML syntax
         problems.append(f"settings: {file}: {error}")
     if problems:

@@ -63,6 +63,29 @@ def test_a_process_that_is_misconfigured_ends_with_2(tmp_path: pathlib.Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("variable", "example"),
+    [
+        ("PIPELINE_MIRRORED_REGIONS", '["a", "b"]'),
+        ("PIPELINE_ROUTES__LOGS", '["a", "b"]'),
+        ("PIPELINE_KAFKA", "PIPELINE_KAFKA__KEY"),
+        ("PIPELINE_AGENTS", '{"key": '),
+        ("PIPELINE_GATEWAY__RESOURCE_ATTRIBUTES", '{"key": '),
+    ],
+)
+@pytest.mark.parametrize("value", ["x", '{"half": ', "5", '"text"'])
+def test_a_variable_that_is_not_the_json_it_must_be_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, variable: str, example: str, value: str
+) -> None:
+    """With an example, beside every other problem, and never as the file's fault."""
+    own = file(tmp_path, '[spool]\nmax_bytes = 0\n[kafka]\nbootstrap_servers = "a:1"\n')
+    found = problems(monkeypatch, **{variable: value}, PIPELINE_TENANT="a.b", PIPELINE_SETTINGS=own)
+    [said] = [problem for problem in found if variable in problem]
+    assert said.startswith(f"environment: {variable} must be JSON: ")
+    assert example in said
+    assert sorted(problem.split()[1] for problem in found if problem != said) == ["spool.max_bytes:", "tenant:"]
+
+
+@pytest.mark.parametrize(
     "variable",
     [
         "PIPELINE_KAFKA__BOOTSTRAP_SERVERS__DEEPER",
