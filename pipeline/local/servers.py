@@ -60,7 +60,13 @@ def kafka_ports(settings: Settings) -> tuple[int, int, int]:
     if not settings.replay.kafka_servers:
         raise Misconfigured("The local Kafka serves sandboxes at replay.kafka_servers: name a port there.")
     port = int(settings.kafka.bootstrap_servers.rpartition(":")[2])
-    return port, port + 1, int(settings.replay.kafka_servers.rpartition(":")[2])
+    sandboxes = int(settings.replay.kafka_servers.rpartition(":")[2])
+    if sandboxes in (port, port + 1):
+        raise Misconfigured(
+            f"replay.kafka_servers cannot be port {sandboxes}: the local Kafka is at {port} itself and its controller "
+            f"at {port + 1}. Name another port."
+        )
+    return port, port + 1, sandboxes
 
 
 def mirror_maker(properties: str, local: LocalSettings, tell: Tell) -> Process:

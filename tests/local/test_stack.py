@@ -238,6 +238,16 @@ def test_a_taken_port_is_told_by_number_and_owner(idle: Settings) -> None:
     assert pids(idle) == {}
 
 
+@pytest.mark.parametrize("higher", [0, 1])
+def test_sandboxes_need_a_port_of_their_own(idle: Settings, higher: int) -> None:
+    """At the broker's port or its controller's the setting is named with the ports that are taken; nothing is started."""
+    port = int(idle.kafka.bootstrap_servers.rpartition(":")[2])
+    replay = idle.replay.model_copy(update={"kafka_servers": f"127.0.0.1:{port + higher}"})
+    with pytest.raises(Misconfigured, match=rf"^replay\.kafka_servers cannot be port {port + higher}: .*{port + 1}"):
+        Stack(idle.model_copy(update={"replay": replay}), print).start(["kafka"])
+    assert pids(idle) == {}
+
+
 def test_a_recycled_pid_is_not_taken_for_ours(idle: Settings) -> None:
     """A process that was given the pid of a dead one is shown as stopped, and never signalled."""
     with subprocess.Popen(["sleep", "60"]) as stranger:
