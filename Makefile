@@ -7,7 +7,8 @@ CRATE   := pipeline/native/Cargo.toml
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test lint bench bench-gateway bench-peers bench-writers wheels drills clean prerequisites
+.PHONY: help demo up down status test lint bench bench-agents bench-gateway bench-peers bench-writers wheels drills \
+        clean prerequisites
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16

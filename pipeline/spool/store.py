@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import apsw
 import structlog
@@ -21,7 +21,6 @@ from pipeline.spool.quarantine import Quarantine
 from pipeline.spool.salvage import finish, log_of, salvage
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 VERSION = 1
 LOG_PAGES = 1024  # the write-ahead log is moved into the file at 16 MiB

@@ -19,7 +19,6 @@ from tests.gateway.fake import FakePublisher, Published
 TOPIC = "logs_raw"
 CLOSED = "127.0.0.1:1"
 HEADERS = [("tenant", b"acme"), ("empty", b""), ("bytes", b"\x00\xff")]
-AnyPublisher = FakePublisher | Publisher
 
 
 class Fake:

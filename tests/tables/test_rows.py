@@ -22,7 +22,6 @@ NOW = 1_795_000_000 * 10**9
 ORIGIN = Origin("shop", "eu", NOW)
 DEPLOYMENT = {"service": "cart", "version": "1.2", "deployed_at": "2026-11-15T10:00:00.5Z"}
 ENTRY = {"entry": 1, "actor": "ann", "allowed": True, "time": "2026-11-15T10:00:00Z"}
-Fields = list[tuple[dict[str, Any], Any]]
 
 
 def encode(table: Table, given: list[Any], origin: Origin = ORIGIN, partitions: int = 4, **limits: int) -> rows.Taken:
