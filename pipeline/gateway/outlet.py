@@ -100,10 +100,12 @@ class Outlet:
             if failure is None:
                 metrics.SPOOLED.labels(*labels).inc(message.records)
             else:
+                if not isinstance(failure, Unavailable):
+                    log.error("the spool failed", exc_info=failure)
+                elif time.monotonic() - self._refused_at_s >= REFUSED_FOR_S:
+                    log.warning("the spool takes nothing", reason=str(failure))
                 self._refusal, self._refused_at_s = str(failure), time.monotonic()
-            if failure is not None and not isinstance(failure, Unavailable):
-                log.error("the spool failed", exc_info=failure)
-                failure = Unavailable("The spool failed.")
+                failure = Unavailable("Kafka is away and the gateway's spool is full, or fails: come again.")
             settled(failure)
 
         if self._away():

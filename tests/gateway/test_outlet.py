@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 
 import pytest
+import structlog.testing
 
 from pipeline.errors import Unavailable
 from pipeline.gateway.outlet import Outlet
@@ -123,17 +124,20 @@ def test_the_drain_keeps_its_rate(run: Callable[..., None]) -> None:
 
 
 def test_when_neither_takes_it_the_sender_hears_so(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full spool is "not now" with its reason, and the gateway says that it is not ready."""
+    """A full spool is "not now"; where it is, who runs the gateway hears in the log and when asking if it is ready."""
 
     async def scenario(world: World) -> None:
         refused: Future[None] = Future()
-        refused.set_exception(Unavailable("The spool is full."))
+        refused.set_exception(Unavailable("The spool in /srv/spool is full."))
         monkeypatch.setattr(world.spool, "put", lambda _: refused)
         monkeypatch.setattr(world.spool, "level", lambda: Level(1.0, 10, 1, 1, 5.0))
         assert world.outlet.unready() is None
         world.publisher.away = "Kafka is away"
-        assert "full" in str(await world.deliver(message(1)))
-        assert "spool is full" in (world.outlet.unready() or "")
+        with structlog.testing.capture_logs() as logged:
+            told = [str(await world.deliver(message(n))) for n in range(3)]
+        assert all("spool is full" in each and "/srv" not in each for each in told)
+        assert "spool in /srv/spool is full" in (world.outlet.unready() or "")
+        assert [each["reason"] for each in logged] == ["The spool in /srv/spool is full."]
 
     run(scenario)
 
