@@ -4,6 +4,8 @@ import contextlib
 import datetime
 import fcntl
 import os
+import socket
+import ssl
 import sys
 import time
 import urllib.request
@@ -94,7 +96,7 @@ class Stack:
         supervisor's name."""
         own = self._settings
         return {
-            "otlp_http": f"http://{own.gateway.host}:{own.gateway.http_port}",
+            "otlp_http": f"http{'s' if own.gateway.tls_certificate_file else ''}://{own.gateway.host}:{own.gateway.http_port}",
             "otlp_grpc": f"{own.gateway.host}:{own.gateway.grpc_port}",
             "kafka": own.kafka.bootstrap_servers,
             "postgres": shown(own.postgres),
@@ -218,14 +220,20 @@ class Stack:
                 return self._own(name)
 
     def _own(self, name: str) -> Process:
-        health_port = self._ports(name)[0]
-
-        def ready() -> None:
-            urllib.request.urlopen(f"http://127.0.0.1:{health_port}/readyz", timeout=2).close()
-
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(settings.PREFIX)}
         env = {**inherited, **settings.as_environment(self._settings)}
-        return Process(name, [sys.executable, "-m", "pipeline", name], ready, env)
+        return Process(name, [sys.executable, "-m", "pipeline", name], self._ready(name), env)
+
+    def _ready(self, name: str) -> Callable[[], None]:
+        """What raises until one of our own serves."""
+        port, gateway = self._ports(name)[0], self._settings.gateway
+        if name != "gateway" or gateway.health_port or not gateway.tls_certificate_file:
+            return lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2).close()
+        if gateway.tls_client_ca_file:  # it asks for a certificate, and we have none
+            return lambda: socket.create_connection(("127.0.0.1", port), timeout=2).close()
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # its own process, on loopback
+        return lambda: urllib.request.urlopen(f"https://127.0.0.1:{port}/readyz", timeout=2, context=context).close()
 
     def _ports(self, name: str) -> list[int]:  # noqa: PLR0911 - a table
         """Where a process listens; of our own, health comes first."""
@@ -242,7 +250,8 @@ class Stack:
             case "registry":
                 return [own.registry.port]
             case "gateway":
-                return [own.gateway.http_port, own.gateway.grpc_port]
+                health = [own.gateway.health_port] if own.gateway.health_port else []
+                return [*health, own.gateway.http_port, own.gateway.grpc_port]
             case _:
                 writer: settings.WriterSettings = getattr(own, name)
                 return [writer.health_port + number for number in range(writer.workers)]

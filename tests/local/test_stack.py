@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import psycopg
 import pytest
+import trustme
 from confluent_kafka import Consumer, Producer, TopicPartition
 from pydantic import SecretStr
 
@@ -25,7 +26,7 @@ from pipeline.local import NAMES, Stack
 from pipeline.local.stack import SERVERS
 from pipeline.settings import PREFIX, LocalSettings, PostgresSettings, Settings, as_environment
 from pipeline.timescale import connection as timescale_door
-from tests.conftest import part, settings_on_free_ports
+from tests.conftest import free_ports, part, settings_on_free_ports
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +275,26 @@ def test_wipe_removes_data_and_keeps_what_was_fetched(idle: Settings) -> None:
     client = clickhouse_door.connect(idle.clickhouse)
     assert client.query("SHOW TABLES").result_rows == []
     client.close()
+
+
+@pytest.mark.parametrize("how", ["TLS", "TLS, health_port", "TLS, client certificates"])
+def test_a_gateway_with_tls_starts(idle: Settings, tmp_path: pathlib.Path, how: str) -> None:
+    """It is found ready on the port where it says so, and its address is https."""
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    changed = {
+        "tls_certificate_file": tmp_path / "server.pem",
+        "tls_key_file": tmp_path / "server.pem",
+        "health_port": free_ports(1)[0] if "health_port" in how else None,
+        "tls_client_ca_file": tmp_path / "ca.pem" if "client" in how else None,
+    }
+    stack = Stack(idle.model_copy(update={"gateway": idle.gateway.model_copy(update=changed)}), print)
+    try:
+        stack.start(["gateway"])
+        assert stack.status()["otlp_http"] == f"https://127.0.0.1:{idle.gateway.http_port}"
+    finally:
+        stack.stop(["gateway"])
 
 
 def test_two_commands_at_once_are_told(idle: Settings) -> None:
