@@ -11,7 +11,9 @@ import functools
 import http
 import random
 import re
+import socket
 import ssl
+import sys
 import time
 from typing import cast
 
@@ -50,7 +52,9 @@ class Server:
         self._connections: set[_Connection] = set()
         self._listener: asyncio.Server | None = None
         # Compressed bodies are opened by us, within a limit; aiohttp's own way has none.
-        self._others = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=GRACE_S)
+        self._others = web.AppRunner(
+            app, access_log=None, auto_decompress=False, shutdown_timeout=GRACE_S, keepalive_timeout=IDLE_S
+        )
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
         """Listen; raise OSError where the port is taken."""
@@ -98,11 +102,15 @@ class _Connection(asyncio.Protocol):
         self._head = b""  # what has arrived of the next request
         self._body: _Body | None = None
         self._task: asyncio.Task[None] | None = None
+        self._said_all = False  # the client sends no more, and may still read
         self._ends_s = time.monotonic() + settings.max_connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._certificate = tls.names(transport.get_extra_info("peercert"))
+        if sys.platform == "linux":  # ends who does not read, also what aiohttp answers
+            own = transport.get_extra_info("socket")
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(IDLE_S * 1000))
         self._connections.add(self)
         self._quiet = asyncio.get_running_loop().call_later(IDLE_S, self._look)
         self._seen_s = time.monotonic()
@@ -114,7 +122,12 @@ class _Connection(asyncio.Protocol):
             self._body.lose()
 
     def pause_writing(self) -> None:
-        self.close()  # it does not read its answers
+        self._transport.abort()  # it does not read its answers, for which close would wait
+
+    def eof_received(self) -> bool:
+        """Who has sent all may still wait for an answer; TLS has no such half of a connection."""
+        self._said_all = self._transport.get_extra_info("sslcontext") is None
+        return self._said_all and self._task is not None and self._body is None
 
     def data_received(self, data: bytes) -> None:
         body = self._body
@@ -171,7 +184,11 @@ class _Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._seen_s = time.monotonic()
-        last = self._seen_s > self._ends_s or headers.get(b"connection", b"").lower() == b"close"
+        last = (
+            self._seen_s > self._ends_s
+            or headers.get(b"connection", b"").lower() == b"close"
+            or (self._said_all and END not in self._head)
+        )
         self._transport.write(_written(answer, last))
         if last:
             self.close()
@@ -180,10 +197,11 @@ class _Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         """Close what has been quiet for long."""
-        if self._task is None and time.monotonic() - self._seen_s >= IDLE_S:
+        left_s = self._seen_s + IDLE_S - time.monotonic()
+        if self._task is None and left_s <= 0:
             self.close()
         else:
-            self._quiet = asyncio.get_running_loop().call_later(IDLE_S, self._look)
+            self._quiet = asyncio.get_running_loop().call_later(left_s if left_s > 0 else IDLE_S, self._look)
 
     def _pass_on(self) -> None:
         """From here on the connection is aiohttp's."""

@@ -7,6 +7,7 @@ GOAWAY that says which, as 5.4.1 allows.
 
 import asyncio
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,6 +44,7 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_RESETS = 1000  # of streams, by one connection
 GOODBYE_S = 1.0  # for the client to hear it
 LEAVE_WITHIN_S = 30.0  # for answers under way
+UNREAD_S = 75.0  # then a client that does not read our answers is cut off
 
 
 class Connection(asyncio.Protocol):
@@ -82,7 +84,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport: asyncio.Transport = transport
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        own = transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if sys.platform == "linux":
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
         self.certificate = tls.names(transport.get_extra_info("peercert"))
         settings = {
             Setting.MAX_CONCURRENT_STREAMS: STREAMS,
@@ -109,6 +114,13 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        """Who has sent all may still wait for answers; TLS has no such half of a connection."""
+        waits = self._transport.get_extra_info("sslcontext") is None and any(s.ended for s in self._streams.values())
+        if waits:
+            self._leave()
+        return waits
 
     def data_received(self, data: bytes) -> None:
         if self._transport.is_closing():
@@ -137,7 +149,7 @@ class Connection(asyncio.Protocol):
     def _leave(self) -> None:
         """Take no more, and close when all is answered."""
         self._say_goodbye(self._last)
-        self._loop.call_later(LEAVE_WITHIN_S, self.close)
+        self._loop.call_later(LEAVE_WITHIN_S, self._transport.abort)  # close would wait for who never reads
         self._take_no_more()
 
     def _take_no_more(self) -> None:
@@ -388,17 +400,22 @@ class Stream:
             self._connection.write(frame(Kind.WINDOW_UPDATE, 0, self.id, WORD.pack(size)))
 
     async def answer(self, block: bytes, data: bytes = b"", trailers: bytes = b"") -> None:
-        """Send a whole answer when the client's windows have room for `data`; the headers in HPACK without a table."""
+        """Send a whole answer, its `data` as the client's windows open; the headers in HPACK without a table."""
         connection = self._connection
         if data:
-            await self._until(lambda: min(self._window, connection.window) >= len(data))
-            self._window -= len(data)
-            connection.window -= len(data)
-            sent = [
-                *frames.header_block(self.id, block, 0),
-                frame(Kind.DATA, 0, self.id, data),
-                *frames.header_block(self.id, trailers, Flag.END_STREAM),
-            ]
+            sent = frames.header_block(self.id, block, 0)
+            while data:
+                size = min(len(data), self._window, connection.window)
+                if size > 0:
+                    self._window -= size
+                    connection.window -= size
+                    sent.append(frame(Kind.DATA, 0, self.id, data[:size]))
+                    data = data[size:]
+                else:
+                    connection.write(b"".join(sent))
+                    sent.clear()
+                    await self._until(lambda: min(self._window, connection.window) > 0)
+            sent += frames.header_block(self.id, trailers, Flag.END_STREAM)
         else:
             sent = frames.header_block(self.id, block, Flag.END_STREAM)
         if not self.ended:

@@ -1,6 +1,8 @@
 """The ordinary HTTP request is read by hand, every other by aiohttp: nobody can tell by the answer."""
 
+import contextlib
 import http.client
+import pathlib
 import socket
 import time
 from collections.abc import Iterator
@@ -8,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import REGISTRY
 
+from pipeline.gateway import front, http2
+from pipeline.gateway.frames import PREFACE, Kind, frame
 from pipeline.gateway.tenants import hashed
 from pipeline.settings import GatewaySettings
 from tests.gateway.served import Gateway, serving
@@ -137,3 +141,67 @@ def test_a_head_full_of_blanks_costs_nobody_time(gateway: Gateway) -> None:
             connection.sendall(request(BODY, Blanks=f"a{' ' * 16_000}b"))
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
     assert time.monotonic() - started < 2
+
+
+def test_what_never_becomes_a_request_is_closed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence, a head that does not end, blank lines, a second head behind a first; what is no HTTP has a 400 at once."""
+    monkeypatch.setattr(front, "IDLE_S", 1.0)
+    asked = b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n"
+    heads = [b"", b"G", b"GET / HT", b"\r\n\r\n\r\n", b"POST /v1/lo", request(b"")[:-2], asked + b"GET /"]
+    with serving(tmp_path) as gateway, contextlib.ExitStack() as open_connections:
+        address = "127.0.0.1", gateway.http_port
+        started = time.monotonic()
+        connections = [open_connections.enter_context(socket.create_connection(address, timeout=10)) for _ in heads]
+        for connection, head in zip(connections, heads, strict=True):
+            connection.sendall(head)
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(b"\x16\x03\x01\x02\x00")
+            assert connection.recv(65536)[9:12] == b"400"
+        for connection in connections:
+            while connection.recv(65536):
+                pass
+        assert 0.9 < time.monotonic() - started < 1.9
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "aiohttp", "gRPC"])
+def test_who_never_reads_is_cut_off(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """However much is left to be written; what a client sends is not read for ever either."""
+    monkeypatch.setattr(front, "IDLE_S", 1.0)
+    monkeypatch.setattr(http2, "UNREAD_S", 1.0)
+    sent = {
+        "ordinary": request(b"\xff") * 50,
+        "aiohttp": request(BODY, **{"Content-Type": "x/" + "x" * 8000}),
+        "gRPC": frame(Kind.PING, 0, 0, bytes(8)) * 500,
+    }[kind]
+    with serving(tmp_path) as gateway, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(15)
+        connection.connect(("127.0.0.1", gateway.grpc_port if kind == "gRPC" else gateway.http_port))
+        if kind == "gRPC":
+            connection.sendall(PREFACE + frame(Kind.SETTINGS, 0, 0, b""))
+        with pytest.raises(ConnectionError):
+            send_for_ever(connection, sent)
+
+
+def send_for_ever(connection: socket.socket, sent: bytes) -> None:
+    while True:
+        connection.sendall(sent)
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_who_has_sent_all_still_hears_the_answers(gateway: Gateway, requests: int) -> None:
+    """A client may shut its side behind its last request; that one's answer ends the connection."""
+    gateway.publisher.hold = True
+    try:
+        with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=10) as connection:
+            connection.sendall(request(BODY) * requests)
+            connection.shutdown(socket.SHUT_WR)
+            time.sleep(0.2)
+            gateway.publisher.hold = False
+            gateway.publisher.release()
+            answered = b"".join(iter(lambda: connection.recv(65536), b""))
+    finally:
+        gateway.publisher.hold = False
+        gateway.publisher.release()
+    assert answered.count(b"HTTP/1.1 200 OK") == requests
+    assert answered.count(b"Connection: close") == 1

@@ -38,13 +38,16 @@ class Wire:
 
     def __init__(self) -> None:
         self.written = bytearray()
-        self.closing = False
+        self.closing = self.aborted = False
 
     def write(self, data: bytes) -> None:
         self.written += data
 
     def close(self) -> None:
         self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
 
     def is_closing(self) -> bool:
         return self.closing
@@ -339,3 +342,59 @@ def test_mutated_frames_end_in_a_goodbye_or_in_silence(seed: int) -> None:
         connection.connection_lost(None)
 
     asyncio.run(talk())
+
+
+def test_a_window_that_opens_only_as_data_comes_is_enough() -> None:
+    """Headers at once, then two bytes at a time: nobody waits for room for the whole answer."""
+
+    async def talk() -> None:
+        client = Client(*connected(echo))
+        client.http2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2})
+        await client.exchange(lambda: 1 << 20)
+        client.http2.send_headers(1, REQUEST)
+        client.http2.send_data(1, b"12345 and more", end_stream=True)
+        await client.exchange(lambda: 1 << 20)
+        assert (client.bodies, client.ended) == ({1: b"12345 and more"}, {1})
+
+    asyncio.run(talk())
+
+
+def test_who_has_sent_all_still_hears_its_answers() -> None:
+    """A client that shuts its side waits for the streams under way; without any the connection is closed."""
+
+    async def talk() -> None:
+        may_answer = asyncio.Event()
+
+        async def late(stream: Stream, headers: Headers) -> None:
+            await may_answer.wait()
+            await stream.answer(BLOCK_OF_ANSWER)
+
+        connection, wire = connected(late)
+        assert not connection.eof_received()
+        connection.data_received(BEGUN)
+        await asyncio.sleep(0)
+        assert not connection.eof_received(), "its request is cut short"
+        connection.data_received(frame(Kind.DATA, Flag.END_STREAM, 1, b""))
+        assert connection.eof_received()
+        wire.taken()
+        may_answer.set()
+        while not wire.closing:
+            await asyncio.sleep(0)
+        assert frames(wire.taken())[-1] == (Kind.HEADERS, BLOCK_OF_ANSWER)
+
+    asyncio.run(asyncio.wait_for(talk(), 10))
+
+
+def test_who_is_asked_to_leave_and_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing would wait for what it does not read."""
+    monkeypatch.setattr(http2, "GOODBYE_S", 0.01)
+    monkeypatch.setattr(http2, "LEAVE_WITHIN_S", 0.01)
+
+    async def talk() -> None:
+        connection, wire = connected(silent)
+        connection.data_received(BEGUN)
+        connection.leave()
+        while not wire.aborted:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(talk(), 10))
