@@ -90,7 +90,10 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
 
 
 def request(fields: list[Field]) -> Headers:
-    """A request's headers, the last of those of one name; raise Violation where 8.2 or 8.3 forbid them."""
+    """A request's headers, the last of those of one name; raise Violation where 8.2 or 8.3 forbid them.
+
+    Several `authorization` that differ are one that nobody has.
+    """
     headers: Headers = {}
     regular = False
     for name, value in fields:
@@ -102,6 +105,10 @@ def request(fields: list[Field]) -> Headers:
         if wrong or NO_VALUE.search(value):
             raise Violation(Code.PROTOCOL_ERROR, "a header that no request may have")
         headers[name] = value
+    if len(headers) < len(fields):
+        shown = dict.fromkeys(value for name, value in fields if name == b"authorization")
+        if shown:
+            headers[b"authorization"] = b", ".join(shown)
     if not headers.get(b":path") or b":method" not in headers or b":scheme" not in headers:
         raise Violation(Code.PROTOCOL_ERROR, "a request without :method, :scheme or :path")
     return headers

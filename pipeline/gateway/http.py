@@ -24,6 +24,7 @@ from pipeline.telemetry import metrics
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 ENCODINGS: dict[str, Encoding] = {PROTOBUF: "protobuf", JSON: "json"}
+CODES = {403: code_pb2.PERMISSION_DENIED, 404: code_pb2.NOT_FOUND, 405: code_pb2.UNIMPLEMENTED}
 ROW_ENCODINGS: dict[str, Encoding] = {JSON: "json", "application/x-ndjson": "ndjson"}
 CLIENTS = 10_000  # whose connections' ages are known
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -81,7 +82,8 @@ def _call(request: web.Request, signal: Signal, encoding: Encoding) -> Call:
         "http",
         signal,
         encoding,
-        _ascii(request.headers.get("Authorization", "")),
+        # Several that differ are one that nobody has, as over gRPC.
+        _ascii(", ".join(dict.fromkeys(request.headers.getall("Authorization", [])))),
         tls.names(request.get_extra_info("peercert")),
         traceparent(request.headers.get("traceparent", "")),
     )
@@ -139,7 +141,8 @@ async def _stated(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPClientError as error:
         content_type = PROTOBUF if request.content_type == PROTOBUF else JSON
         message = f"{error.reason}: POST to /v1/logs, /v1/metrics, /v1/traces or /v1/events/TABLE."
-        body = _serialized(status_pb2.Status(code=code_pb2.NOT_FOUND, message=message), content_type)
+        code = CODES.get(error.status, code_pb2.INVALID_ARGUMENT)
+        body = _serialized(status_pb2.Status(code=code, message=message), content_type)
         return web.Response(body=body, status=error.status, headers=_allowed(error), content_type=content_type)
 
 

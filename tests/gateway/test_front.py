@@ -7,7 +7,10 @@ import socket
 import time
 from collections.abc import Iterator
 
+import grpc
+import httpx
 import pytest
+from google.rpc import code_pb2, status_pb2
 from prometheus_client import REGISTRY
 
 from pipeline.gateway import front, http2
@@ -21,6 +24,7 @@ KEY = "front-key"
 BODY = logs("a").SerializeToString()
 TYPE = {"Content-Type": "application/x-protobuf"}
 WHO = {"Authorization": f"Bearer {KEY}"}
+PAGE = "https://shop.example"
 PASSES_ON = {"Origin": "https://elsewhere.example"}
 
 
@@ -29,7 +33,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("front")
     tenants = directory / "tenants.toml"
     tenants.write_text(f'[tenants.shop]\nkeys = ["{hashed(KEY)}"]\nsignals = ["logs"]\n')
-    settings = GatewaySettings(tenants_file=tenants, max_body_bytes=400_000, max_records=2)
+    settings = GatewaySettings(tenants_file=tenants, max_body_bytes=400_000, max_records=2, cors_origins=(PAGE,))
     with serving(directory / "spool", settings) as running:
         yield running
 
@@ -205,3 +209,35 @@ def test_who_has_sent_all_still_hears_the_answers(gateway: Gateway, requests: in
         gateway.publisher.release()
     assert answered.count(b"HTTP/1.1 200 OK") == requests
     assert answered.count(b"Connection: close") == 1
+
+
+def test_several_keys_are_nobodys(gateway: Gateway) -> None:
+    """Over both protocols alike, whatever their order; the same key twice is that key."""
+    wrong, right = "Bearer wrong", f"Bearer {KEY}"
+    for shown, status in (((wrong, right), 401), ((right, wrong), 401), ((right, right), 200)):
+        fields = [("authorization", value) for value in shown]
+        answer = httpx.post(f"{gateway.http}/v1/logs", content=BODY, headers=[*TYPE.items(), *fields])
+        assert answer.status_code == status
+        if status == 200:
+            assert gateway.export(BODY, metadata=fields) == b""
+        else:
+            with pytest.raises(grpc.RpcError) as caught:
+                gateway.export(BODY, metadata=fields)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("POST", "/none", 404, code_pb2.NOT_FOUND),
+        ("GET", "/v1/logs", 405, code_pb2.UNIMPLEMENTED),
+        ("OPTIONS", "/v1/logs", 403, code_pb2.PERMISSION_DENIED),
+    ],
+)
+def test_what_is_no_call_of_ours_has_its_own_code(
+    gateway: Gateway, method: str, path: str, status: int, code: int
+) -> None:
+    """In the Status, as google.rpc pairs codes with those of HTTP."""
+    asks = {**TYPE, **PASSES_ON, "Access-Control-Request-Method": "POST"}
+    answer = httpx.request(method, gateway.http + path, headers=asks)
+    assert (answer.status_code, status_pb2.Status.FromString(answer.content).code) == (status, code)
