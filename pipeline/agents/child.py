@@ -87,11 +87,12 @@ def _opened(file: str, name: str, settings: Settings, topics: Topics) -> tuple[R
 def _answer(running: Running, task: Task, progress: Progress) -> Made | Failure:
     try:
         return transform(running, task.message, known_bad=task.known_bad, progress=progress)
-    except (Rejected, Unavailable) as error:
-        return Failure(type(error), str(error))
+    except (Rejected, Unavailable) as error:  # what an agent derives from one is not known at the other end
+        return Failure(Rejected if isinstance(error, Rejected) else Unavailable, str(error))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The process; imported to be run, since what is pickled as `__main__`'s nobody else finds."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent says when it ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with mmap.mmap(int(sys.argv[2]), mmap.PAGESIZE) as seen:

@@ -144,7 +144,7 @@ class Isolated:
         descriptors = theirs.fileno(), self._file.fileno()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.agents.child", *map(str, descriptors)],
+                [sys.executable, "-c", "from pipeline.agents.child import run; run()", *map(str, descriptors)],
                 pass_fds=descriptors, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
         try:

@@ -23,6 +23,22 @@ def keep(record: LogRecord) -> LogRecord:
 """
 
 
+AWAY_TWICE = """
+from pipeline.agents import agent, LogRecord
+from pipeline.errors import Unavailable
+
+tried = []
+
+
+@agent(reads="logs_raw", writes="logs_norm", version=1)
+def keep(record: LogRecord) -> LogRecord:
+    tried.append(record)
+    if len(tried) <= 2:
+        raise Unavailable("the table is away")
+    return record
+"""
+
+
 class Agents:
     """`pipeline agents run` over `folder`."""
 

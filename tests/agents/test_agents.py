@@ -11,7 +11,7 @@ from pipeline import migrations, otlp, topics
 from pipeline.delivery import Message
 from pipeline.record import schema
 from pipeline.settings import KafkaSettings, Settings, WriterSettings
-from tests.agents.agent_process import IDENTITY, Agents, read, records
+from tests.agents.agent_process import AWAY_TWICE, IDENTITY, Agents, read, records
 from tests.agents.group import Group
 from tests.agents.process import Process, send, until
 from tests.audit.conftest import remove_topics
@@ -70,6 +70,23 @@ def test_identity(world: Settings, tmp_path: pathlib.Path) -> None:
             record for each in read(world, "logs_norm") if each.partition == partition for record in records(each.value)
         ]
         assert went == [{**record, "received_time": record["received_time"] + 1000} for record in came]
+
+
+def test_a_message_for_which_the_world_is_away_is_tried_again(world: Settings, tmp_path: pathlib.Path) -> None:
+    """Twice `Unavailable`, then transformed: by the same process, and nothing is dead-lettered."""
+    [sent] = messages(1)
+    send(world, sent)
+    agents = run(tmp_path, AWAY_TWICE, world)
+    agents.start()
+    try:
+        until(lambda: read(world, "logs_norm"), "the agent emitted nothing")
+        code, said = agents.stop()
+    finally:
+        agents.close()
+    assert (code, said.count("the table is away"), "worker died" in said) == (0, 2, False), said
+    [went] = read(world, "logs_norm")
+    assert [one["event_id"] for one in records(went.value)] == [one["event_id"] for one in records(sent.value)]
+    assert read(world, "logs_raw_dlq") == []
 
 
 @pytest.mark.timeout(240)

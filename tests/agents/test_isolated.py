@@ -11,6 +11,7 @@ import pytest
 from pipeline.agents.isolated import Isolated
 from pipeline.agents.load import of_file, settings_of
 from pipeline.delivery import Message
+from pipeline.errors import Rejected, Unavailable
 from pipeline.record.records import LogRecord
 from pipeline.settings import Settings
 from pipeline.telemetry import metrics
@@ -23,13 +24,13 @@ Start = Callable[..., Isolated]
 
 @pytest.fixture
 def start(tmp_path: pathlib.Path) -> Iterator[Start]:
-    """An agent `odd` with that body, and what the settings say of it."""
+    """An agent `odd` with that body, what stands behind it, and what the settings say of it."""
     running: list[Isolated] = []
 
-    def started(body: str, **own: Any) -> Isolated:
+    def started(body: str, behind: str = "", **own: Any) -> Isolated:
         head = "import re, time\nfrom pipeline.agents import agent\nheld = []\n\n"
         code = '@agent(reads="logs_raw", writes="logs_norm", version=1)\ndef odd(record):\n'
-        (tmp_path / "odd.py").write_text(head + code + textwrap.indent(textwrap.dedent(body), "    "))
+        (tmp_path / "odd.py").write_text(head + code + textwrap.indent(textwrap.dedent(body), "    ") + f"\n{behind}")
         [agent] = of_file(tmp_path / "odd.py")
         settings = Settings(agents={"odd": own})
         running.append(Isolated(agent, settings_of(agent, settings)[0], settings, {"logs": "logs_norm"}))
@@ -38,6 +39,33 @@ def start(tmp_path: pathlib.Path) -> Iterator[Start]:
     yield started
     for each in running:
         each.close()
+
+
+@pytest.mark.parametrize("failure", ["Unavailable", "Away"])
+def test_an_agent_says_that_the_world_is_away(start: Start, failure: str) -> None:
+    """`Unavailable`, or what its file derives from it, comes as it was said, in the same process each time."""
+    away = "from pipeline.errors import Unavailable\nclass Away(Unavailable): ...\nheld.append(1)\n"
+    odd = start(f'{away}raise {failure}(f"the table is away: {{len(held)}}")')
+    for number in (1, 2):
+        with pytest.raises(Unavailable, match=f"^the table is away: {number}$"):
+            odd.transform(bodies("a"))
+
+
+def test_a_start_that_fails_is_the_world_away(start: Start) -> None:
+    """With file and line, each time that it is tried."""
+    odd = start("return record", "@odd.start\ndef begin(settings): return 1 // 0\n")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"^odd could not start: .*odd\.py:\d+: ZeroDivisionError"):
+            odd.transform(bodies("a"))
+
+
+def test_what_does_not_decode_is_rejected(start: Start) -> None:
+    """A message cut short is the data's fault, in a sentence; the next one is answered by the same process."""
+    odd = start("return record")
+    whole = bodies("x" * 300)
+    with pytest.raises(Rejected):
+        odd.transform(whole._replace(value=whole.value[:-20]))
+    assert [each["body"] for each in emitted(odd.transform(bodies("a")), "logs_norm")] == ["a"]
 
 
 def bodies(*texts: str) -> Message:
