@@ -9,6 +9,7 @@ and a number that counts the parent's further records.
 
 import functools
 import hashlib
+import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, groupby
@@ -144,10 +145,11 @@ def signal_of(laid: Layout) -> Signal:
 
 
 def why(agent: Agent, error: BaseException) -> str:
-    """Where in the agent's file it was raised, or else anywhere, and the traceback's last line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == agent.file]
-    at = f"{agent.file}:{(own or frames)[-1].lineno}" if own or frames else agent.where
+    """Where in the agent's file, or that of its function, it was raised, or else who it is, and the traceback's last
+    line."""
+    files = agent.file, inspect.unwrap(agent.function).__code__.co_filename
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    at = f"{own[-1].filename}:{own[-1].lineno}" if own else agent.where
     return f"{at}: {' '.join(traceback.format_exception_only(error)[-1].split())}"
 
 
@@ -237,28 +239,29 @@ class _Pieces:
         """All of one answer, or nothing of it: then raises Rejected. `block` is the parent's."""
         self._block = block
         if answer is parent:  # most answers; a field that is looked at would be kept in the record
-            self._put(parent, parent._raw.event_id if parent._raw else parent.event_id, parent)
+            event_id = parent._raw.event_id if parent._raw else parent.event_id
+            self._put(parent, event_id, parent, self._encoded(parent, event_id, parent))
             return
         if answer is None or isinstance(answer, Drop):
             self._drop(parent, answer)
             return
         things = list(answers(answer))
         kept, further = False, 0
-        ready: list[tuple[Record, bytes]] = []
+        ready: list[tuple[Record, bytes, bytes]] = []
         for thing in things:
             record = self._checked(thing)
             if isinstance(record, MetricPoint):
                 record = with_series(record, parent)
             if not kept and record.event_id == parent.event_id and not moved(record, parent):
-                kept = True
-                ready.append((record, parent.event_id))
+                kept, event_id = True, parent.event_id
             else:
-                ready.append((record, derived_id(parent.event_id, self._agent.name, further)))
+                event_id = derived_id(parent.event_id, self._agent.name, further)
                 further += 1
+            ready.append((record, event_id, self._encoded(record, event_id, parent)))
         if not ready:
             self._drop(parent, None)
-        for record, event_id in ready:
-            self._put(record, event_id, parent)
+        for record, event_id, data in ready:
+            self._put(record, event_id, parent, data)
 
     def _checked(self, thing: Any) -> Record:
         where, name = self._agent.where, self._agent.name
@@ -274,16 +277,19 @@ class _Pieces:
             )
         return thing
 
-    def _put(self, record: Record, event_id: bytes, parent: Record) -> None:
+    def _encoded(self, record: Record, event_id: bytes, parent: Record) -> bytes:
+        data = encoded(record, event_id, parent, self._shift_ns)
+        if len(data) > LARGEST_RECORD:
+            raise Rejected(f"{self._agent.where}: made a record of {len(data):,} bytes; {LARGEST_RECORD:,} fit.")
+        return data
+
+    def _put(self, record: Record, event_id: bytes, parent: Record, data: bytes) -> None:
         if self._last is not None and self._last[0] is type(record) and self._last[1] is record._layout:
             group = self._last[2]
         else:
             key = self._topics[self._checked(record).signal], record._layout.schema.name
             group = self._groups.setdefault(key, _Group())
             self._last = type(record), record._layout, group
-        data = encoded(record, event_id, parent, self._shift_ns)
-        if len(data) > LARGEST_RECORD:
-            raise Rejected(f"{self._agent.where}: made a record of {len(data):,} bytes; {LARGEST_RECORD:,} fit.")
         group.records.append(data)
         group.parents.append(parent.event_id)
         group.blocks.append(self._block)

@@ -197,6 +197,36 @@ def test_a_wrong_answer_is_a_sentence(answer: Any, said: str) -> None:
     assert emitted(found, "logs_norm") == []
 
 
+@pytest.mark.parametrize("first", [{"body": "first half"}, {"service": "elsewhere"}])
+def test_an_answer_of_which_one_record_is_too_large_is_nothing(first: dict[str, Any]) -> None:
+    """The record is told as failed, and what else was answered for it is not emitted; its neighbour is."""
+
+    @agent(reads="logs_raw", writes="logs_norm", version=1)
+    def grows(record: LogRecord) -> Any:
+        return [record.replace(**first), record.replace(body="x" * 2_000_000)] if record.body == "big" else record
+
+    found = made(grows, of(LogRecord(body="big"), LogRecord(body="small")))
+    assert [one["body"] for one in emitted(found, "logs_norm")] == ["small"]
+    [failed] = found.failed
+    assert (failed.number, "made a record of 2,000," in failed.reason) == (0, True)
+
+
+def test_what_is_raised_elsewhere_has_the_place_of_its_function() -> None:
+    """Between other topics, as in another's file, it is the line that raised; outside both, the agent's own."""
+    raised = keep.between("raised", reads="logs_raw", writes="logs_norm")
+    raised.file = "another.py"
+
+    def helped(record: LogRecord) -> Any:
+        return record.replace(body=str(1 // 0))
+
+    raised.function = helped
+    [failed] = made(raised, of(LogRecord())).failed
+    assert failed.reason.startswith(f"{__file__}:{helped.__code__.co_firstlineno + 1}: ZeroDivisionError")
+    raised.function = lambda: None
+    [failed] = made(raised, of(LogRecord())).failed
+    assert failed.reason.startswith(f"another.py:{raised.line}: TypeError")
+
+
 def test_a_batch_has_an_answer_for_each() -> None:
     """One record that raises is found by halving; a list of another length is told, and nothing of it is emitted."""
 
