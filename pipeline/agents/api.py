@@ -71,10 +71,11 @@ class Agent:
     def between(self, name: str, *, reads: str, writes: str | Sequence[str]) -> "Agent":
         """The same agent between other topics, declared where this is called; its settings are those of `name`."""
         caller = sys._getframe(1)
-        topics = (writes,) if isinstance(writes, str) else tuple(writes)
+        topics = _topics(writes)
         here = caller.f_code.co_filename, caller.f_lineno
-        if name in RESERVED:
-            raise Misconfigured(f"{here[0]}:{here[1]}: {name} is a name of the platform's; choose another.")
+        problems = _of_names(name, reads, topics)
+        if problems:
+            raise Misconfigured([f"{here[0]}:{here[1]}: {problem}" for problem in problems])
         return replace(self, name=name, reads=reads, writes=topics, file=here[0], line=here[1])
 
     @property
@@ -112,15 +113,18 @@ def agent(  # noqa: PLR0913 - what an agent is
 
     def made(function: Function) -> Agent:
         where = inspect.unwrap(function).__code__
-        topics = (writes,) if isinstance(writes, str) else tuple(writes)
+        topics = _topics(writes)
         here = f"{pathlib.Path(where.co_filename)}:{where.co_firstlineno}"
-        problems = [
+        problems = [f"{here}: {problem}" for problem in _of_names(function.__name__, reads, topics)]
+        problems += [
             f"{here}: {problem}"
             for problem, is_one in (
-                (f"{function.__name__} is a name of the platform's; choose another.", function.__name__ in RESERVED),
                 (f"version of {function.__name__} is {version!r}; it is 1 to {LARGEST_VERSION}.",
                     not isinstance(version, int) or not 1 <= version <= LARGEST_VERSION),
-                (f"{function.__name__} writes no topic.", not topics),
+                (f"settings of {function.__name__} are {settings!r}; they are a class derived from pydantic.BaseModel.",
+                    settings is not None and not (isinstance(settings, type) and issubclass(settings, BaseModel))),
+                (f"{function.__name__} takes neither a record nor a record and its context: write "
+                    f"def {function.__name__}(record).", not _takes_records(function)),
                 (f"{function.__name__} aggregates, so it must take a batch.", aggregates and not batch),
                 (f"{function.__name__} is async; it has a process of its own and may just wait.",
                     inspect.iscoroutinefunction(function)),
@@ -135,6 +139,33 @@ def agent(  # noqa: PLR0913 - what an agent is
         )  # fmt: skip
 
     return made
+
+
+def _topics(writes: Any) -> tuple[Any, ...]:
+    return (writes,) if isinstance(writes, str) or not isinstance(writes, Iterable) else tuple(writes)
+
+
+def _of_names(name: Any, reads: Any, topics: tuple[Any, ...]) -> list[str]:
+    """What an agent or its topics cannot be called."""
+    if not isinstance(name, str):
+        return [f'{name!r} is no name for an agent: write a text, as "mask".']
+    problems = [f"{name} is a name of the platform's; choose another."] if name in RESERVED else []
+    problems += [] if topics else [f"{name} writes no topic."]
+    return problems + [
+        f'{each!r} of {name} is no name of a topic: write a text, as "logs_raw".'
+        for each in (reads, *topics)
+        if not isinstance(each, str)
+    ]
+
+
+def _takes_records(function: Function) -> bool:
+    """Whether it can be called as `Agent.opened` has it called."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*(None,) * min(2, max(1, len(signature.parameters))))
+    except TypeError:
+        return False
+    return True
 
 
 def drop(reason: str) -> Drop:

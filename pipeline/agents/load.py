@@ -15,7 +15,7 @@ from pipeline.agents.api import Agent
 from pipeline.errors import Misconfigured
 from pipeline.settings import AgentSettings, Settings
 
-OTHERS = ("test_", "_", "conftest")  # files in a folder of agents that are none
+OTHERS = ("test_", "_", "conftest")  # how files in a folder of agents begin that are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ def of_file(path: pathlib.Path) -> list[Agent]:
         raise
     except SyntaxError as error:
         raise Misconfigured(f"{error.filename or path}:{error.lineno or 1}: does not import: {error.msg}.") from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, what pytest skips by, a panic of Rust's: the others go on
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         said = traceback.format_exception_only(error)[-1].strip()
         raise Misconfigured(f"{path}:{frames[-1].lineno if frames else 1}: does not import: {said}") from None
@@ -106,9 +108,7 @@ class _Nothing(BaseModel):
 def _files(paths: Sequence[pathlib.Path], problems: list[str]) -> Iterable[pathlib.Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(
-                each for each in path.glob("*.py") if not each.name.startswith(("test_", "_", "conftest"))
-            )
+            yield from sorted(each for each in path.glob("*.py") if not each.name.startswith(OTHERS))
         elif path.is_file():
             yield path
         elif builtin.path(str(path)).is_file():

@@ -1,11 +1,15 @@
 """What `pipeline agents new` writes: an agent, its test, and the topics that it writes where nobody declared them."""
 
+import keyword
 import pathlib
 import re
+import sys
 
 import yaml
 
+from pipeline.agents import builtin
 from pipeline.agents.api import RESERVED
+from pipeline.agents.load import OTHERS
 from pipeline.errors import Misconfigured
 from pipeline.record.records import TYPES
 from pipeline.record.schema import CURRENT, Signal
@@ -39,8 +43,16 @@ def files(
 ) -> dict[pathlib.Path, str]:
     """What to write where, for an agent between the two `topics`; raises Misconfigured where one of it is there."""
     reads, writes = topics
-    if not NAME.fullmatch(name) or name in RESERVED:
+    if not NAME.fullmatch(name):
         raise Misconfigured(f"{name!r} is no name for an agent: lower-case letters, digits and _, such as mask_emails.")
+    for what, is_so in (
+        ("is a name of the platform's", name in RESERVED or name == "pipeline"),
+        ("is a built-in agent", name in builtin.names()),
+        ("is a word or a module of Python's", keyword.iskeyword(name) or name in sys.stdlib_module_names),
+        (f"begins like what `pipeline agents` leaves out ({', '.join(OTHERS)})", name.startswith(OTHERS)),
+    ):
+        if is_so:
+            raise Misconfigured(f"{name!r} cannot be an agent's name, for it {what}: choose another.")
     said = {
         "name": name, "title": name.replace("_", " ").capitalize(), "reads": reads, "writes": writes,
         "record": TYPES[signal].__name__, "field": FIELDS[signal],

@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 
+from pipeline.agents import scaffold
 from pipeline.agents.graph import Graph
 from pipeline.agents.load import load, settings_of
 from pipeline.errors import Misconfigured
@@ -94,6 +95,23 @@ def test_new(tmp_path: pathlib.Path) -> None:
     assert (again.returncode, again.stderr.endswith("exist: choose another name.\n")) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("gateway", "is a name of the platform's"),
+        ("redact", "is a built-in agent"),
+        ("class", "is a word or a module of Python's"),
+        ("json", "is a word or a module of Python's"),
+        ("test_x", "begins like what `pipeline agents` leaves out (test_, _, conftest)"),
+    ],
+)
+def test_a_name_that_could_not_run_is_refused(name: str, why: str, tmp_path: pathlib.Path) -> None:
+    """By what it is, before anything is written."""
+    with pytest.raises(Misconfigured) as wrong:
+        scaffold.files(name, "logs", ("logs_raw", "logs_norm"), tmp_path, tmp_path)
+    assert str(wrong.value) == f"{name!r} cannot be an agent's name, for it {why}: choose another."
+
+
 def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) -> None:
     """A file that does not import, one without an agent, two of one name, a version or form that cannot be: each with
     file and line, and the good one is loaded."""
@@ -109,15 +127,30 @@ def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) ->
         twin_b=f"{ONE}def twin(record): return record\n",
         version='@agent(reads="logs_raw", writes="logs_norm", version=0)\ndef v(record): return record\n',
         waits=f"{ONE}async def waits(record): return record\n",
+        skips="class Skipped(BaseException): ...\nraise Skipped('no table')\n",
+        topics="@agent(reads=5, writes=[7], version=1)\ndef topics(record): return record\n",
+        no_topics='@agent(reads="logs_raw", writes=7, version=1)\ndef no_topics(record): return record\n',
+        moved=f"{ONE}def moved(record): return record\nother = moved.between(3, reads='logs_raw', writes='logs_norm')\n",
+        none_given=f"{ONE}def none_given(): return None\n",
+        too_many=f"{ONE}def too_many(record, context, more): return None\n",
+        a_settings='@agent(reads="a", writes="b", version=1, settings=dict)\ndef a_settings(record): return record\n',
     )
     found = load([tmp_path])
     assert list(found.agents) == ["good"]
     assert [problem.removeprefix(f"{tmp_path}/") for problem in found.problems] == [
+        "a_settings.py:3: settings of a_settings are <class 'dict'>; they are a class derived from pydantic.BaseModel.",
         "broken.py:3: does not import: ModuleNotFoundError: No module named 'nothing_of_this_name'",
         "empty.py:1: has no agent: put @agent(reads=…, writes=…, version=1) over a function.",
         "leaves.py:3: does not import: SystemExit: 3",
+        'moved.py:5: 3 is no name for an agent: write a text, as "mask".',
+        'no_topics.py:3: 7 of no_topics is no name of a topic: write a text, as "logs_raw".',
+        "none_given.py:3: none_given takes neither a record nor a record and its context: write def none_given(record).",
         "nul.py:1: does not import: source code string cannot contain null bytes.",
+        "skips.py:4: does not import: agents_of_skips.Skipped: no table",
         "syntax.py:3: does not import: invalid syntax.",
+        "too_many.py:3: too_many takes neither a record nor a record and its context: write def too_many(record).",
+        'topics.py:3: 5 of topics is no name of a topic: write a text, as "logs_raw".',
+        'topics.py:3: 7 of topics is no name of a topic: write a text, as "logs_raw".',
         f"twin_b.py:3: twin is also the agent at {tmp_path}/twin_a.py:3: rename one.",
         "version.py:3: version of v is 0; it is 1 to 99.",
         "waits.py:3: waits is async; it has a process of its own and may just wait.",
