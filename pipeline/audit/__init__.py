@@ -56,7 +56,7 @@ def audit(
             judged = _judged(kafka, kept_by[part], window, _anywhere if stores_of else tell, progress)
             found[part] = SignalReport(InKafka.of(kafka), judged)
     routes = {each.signal: each.routed for each in sources}
-    return Report(window, found, agents.audit(reader, routes, window, progress))
+    return Report(window, found, *agents.audit(reader, routes, window, progress))
 
 
 def _judged(

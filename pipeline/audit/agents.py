@@ -5,6 +5,7 @@ in its headers the agent that made it and the message that it was made of. Both 
 holds both or neither.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,14 @@ class AgentFindings:
         return asdict(self)
 
 
+class Beside(NamedTuple):
+    """An agent that read `topic` in the window and was not looked at: not all that it made of it is in the topics that
+    the audited stores read."""
+
+    agent: str
+    topic: str
+
+
 @dataclass(slots=True)
 class _Wrote:
     """What one agent made of one topic."""
@@ -88,32 +97,49 @@ class _Read(NamedTuple):
 
 def audit(
     reader: Reader, routes: Mapping[Signal, Sequence[str]], window: Window, progress: Progress
-) -> list[AgentFindings]:
-    """Every agent whose work the window shows; and, as NOBODY's, each raw topic that no agent read though the stores
-    read only what agents make of it."""
+) -> tuple[list[AgentFindings], list[Beside]]:
+    """Every agent that the window shows on the way to the stores of the signals in `routes`; and, as NOBODY's, each raw
+    topic that no agent read though the stores read only what agents make of it. Then the agents beside that way."""
     present = reader.topics()
     wrote: dict[tuple[str, str], _Wrote] = {}
-    left = [topic for routed in routes.values() for topic in routed if topic in present and not topic.endswith("_raw")]
-    left += [DROPS] if DROPS in present else []
-    seen = set(left)
-    while left:
-        for message in _messages(reader, left.pop(), window, progress):
-            source = _wrote(message, wrote)
-            if source and source not in seen and source in present and not source.endswith("_raw"):
-                seen.add(source)
-                left.append(source)
-    read = sorted({topic for _, topic in wrote} & present.keys())
-    inputs = {topic: _read(reader, topic, window, progress) for topic in read}
-    found = [
-        _judge((agent, topic), inputs[topic], its, reader)
-        for (agent, topic), its in sorted(wrote.items(), key=lambda item: item[0])
-        if topic in inputs
-    ]
+    seen = {DROPS}
+    raw = {f"{signal}_raw" for signal in SIGNALS}
+
+    @functools.cache
+    def signal_of(topic: str) -> Signal:
+        first = None if topic in raw else next(_messages(reader, topic, window, progress), None)
+        return _signal(first, _named(topic))
+
+    def follow(left: list[str]) -> None:
+        while left:
+            topic = left.pop()
+            if topic in seen or topic not in present or topic.endswith("_raw") or signal_of(topic) not in routes:
+                continue
+            seen.add(topic)
+            left += {_wrote(message, wrote) for message in _messages(reader, topic, window, progress)} - {""}
+
+    follow([topic for routed in routes.values() for topic in routed])
+    passed_on = {topic for (_, topic), its in wrote.items() if topic in present and signal_of(topic) in its.signals}
+    for message in _messages(reader, DROPS, window, progress) if DROPS in present else ():
+        _wrote(message, wrote)
+    # of what came of these signals the stores got nothing: who dropped it may have been the one on the way to them
+    cut_off = {signal for signal, routed in routes.items() if f"{signal}_raw" not in {*routed, *passed_on}}
+    follow([topic for _, topic in wrote if topic in present and signal_of(topic) in cut_off])
+
+    def on_the_way(who: tuple[str, str]) -> bool:
+        its, signal = wrote[who], signal_of(who[1])
+        passes = signal in its.signals or (its.signals and not its.dropped)  # who drops would pass on its own signal
+        return signal in cut_off or bool(signal in routes and passes)
+
+    known = sorted(who for who in wrote if who[1] in present)
+    judged = [who for who in known if on_the_way(who)]
+    inputs = {topic: _read(reader, topic, window, progress) for topic in sorted({topic for _, topic in judged})}
+    found = [_judge(who, inputs[who[1]], wrote[who], reader) for who in judged]
     for signal, routed in routes.items():
-        raw = f"{signal}_raw"
-        if raw not in inputs and raw not in routed and raw in present:
-            found.append(_judge((NOBODY, raw), _read(reader, raw, window, progress), _Wrote(), reader))
-    return found
+        topic = f"{signal}_raw"
+        if topic not in inputs and topic not in routed and topic in present:
+            found.append(_judge((NOBODY, topic), _read(reader, topic, window, progress), _Wrote(), reader))
+    return found, [Beside(*who) for who in known if not on_the_way(who)]
 
 
 def _messages(reader: Reader, topic: str, window: Window, progress: Progress) -> Iterator[Message]:
@@ -123,16 +149,29 @@ def _messages(reader: Reader, topic: str, window: Window, progress: Progress) ->
             yield message
 
 
-def _wrote(message: Message, wrote: dict[tuple[str, str], _Wrote]) -> str | None:
-    """Add what the message tells; return the topic that it was made of, None where no agent made it."""
-    agent, source = (message.headers.get(name, b"").decode(errors="replace") for name in ("agent", "source"))
+def _said(message: Message, name: str) -> str:
+    return message.headers.get(name, b"").decode(errors="replace")
+
+
+def _named(topic: str) -> Signal:
+    return next((each for each in SIGNALS if topic.startswith(each)), "logs")
+
+
+def _signal(message: Message | None, otherwise: Signal) -> Signal:
+    said = _said(message, "signal") if message else ""
+    return next((each for each in SIGNALS if each == said), otherwise)
+
+
+def _wrote(message: Message, wrote: dict[tuple[str, str], _Wrote]) -> str:
+    """Add what the message tells; return the topic that it was made of, nothing where no agent made it."""
+    agent, source = _said(message, "agent"), _said(message, "source")
     topic, _, place = source.rpartition("/")
     partition, offset = (digits.number(part, 19, -1) for part in place.partition("@")[::2])
     if not (agent and topic and min(partition, offset) >= 0):
-        return None
+        return ""
     its = wrote.setdefault((agent, topic), _Wrote())
     its.sources.add(Place(topic, partition, offset))
-    signal = message.headers.get("signal", b"").decode(errors="replace")
+    signal = _said(message, "signal")
     if signal == "drops":
         for event_id, reason in _dropped(message.value):
             its.dropped += event_id
@@ -152,10 +191,9 @@ def _read(reader: Reader, topic: str, window: Window, progress: Progress) -> _Re
     ids, contents = bytearray(), bytearray()
     places: list[Place] = []
     numbers: list[int] = []
-    signal: Signal = next((each for each in SIGNALS if topic.startswith(each)), "logs")
+    signal = _named(topic)
     for message in _messages(reader, topic, window, progress):
-        said = message.headers.get("signal", b"").decode(errors="replace")
-        signal = said if said in SIGNALS else signal
+        signal = _signal(message, signal)
         forms = _forms(message.value, signal)
         ids += b"".join([form.event_id for form in forms])
         contents += b"".join([form.content for form in forms])
@@ -165,8 +203,7 @@ def _read(reader: Reader, topic: str, window: Window, progress: Progress) -> _Re
     letters = f"{topic}_dlq"
     if letters in reader.topics():
         for message in reader.read(reader.between(reader.retained([letters]), window.start_ms, None)):
-            who = message.headers.get("dlq_writer", b"").decode(errors="replace")
-            dead.setdefault(who, bytearray()).extend(
+            dead.setdefault(_said(message, "dlq_writer"), bytearray()).extend(
                 b"".join([form.event_id for form in _forms(message.value, signal)])
             )
     return _Read(ids_of(ids), ids_of(contents), places, np.asarray(numbers, np.int64), dead, signal)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.audit.agents import AgentFindings
+from pipeline.audit.agents import AgentFindings, Beside
 from pipeline.audit.findings import EXAMPLES, Findings
 from pipeline.audit.topics import Kafka
 from pipeline.audit.window import Window
@@ -91,6 +91,7 @@ class Report:
     window: Window
     signals: dict[str, SignalReport]
     agents: list[AgentFindings] = field(default_factory=list)
+    beside: list[Beside] = field(default_factory=list)  # agents that were not looked at
 
     @property
     def clean(self) -> bool:
@@ -102,7 +103,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """`{"verdict", "window": {"from", "to"}, "signals": {<part>: {"kafka": {…}, "stores": {<store>: {…}}}},
-        "agents": [{…}]}`."""
+        "agents": [{…}], "agents_not_looked_at": [{"agent", "topic"}]}`."""
         return {
             "verdict": self.verdict,
             "window": self.window.as_dict(),
@@ -114,6 +115,7 @@ class Report:
                 for name, signal in self.signals.items()
             },
             "agents": [each.as_dict() for each in self.agents],
+            "agents_not_looked_at": [each._asdict() for each in self.beside],
         }
 
     def show(self, console: Console) -> None:
@@ -129,6 +131,10 @@ class Report:
                 lines += _differences(f"{name} in {store}", findings)
         for each in self.agents:
             lines += _agent_differences(each)
+        lines += [
+            f"{agent}: not looked at: what it made of {topic} is not all in the topics that these stores read."
+            for agent, topic in self.beside
+        ]
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         differing = [

@@ -44,7 +44,8 @@ FULL_FOR_MS = 2  # then it looks whether there is room for more; its own second 
 
 
 class Message(NamedTuple):
-    """One message as it stands in Kafka; `timestamp_ms` is since 1970, `pairs` the headers with doubles and nulls."""
+    """One message as it stands in Kafka; `timestamp_ms` is since 1970, `pairs` the headers with doubles and nulls, of
+    which `headers` has the last of a name, and a null as empty."""
 
     topic: str
     partition: int
@@ -243,7 +244,7 @@ def _message(fetched: Fetched) -> Message:
         partition=fetched.partition() or 0,
         offset=fetched.offset() or 0,
         timestamp_ms=fetched.timestamp()[1],
-        headers=dict(pairs),  # type: ignore[arg-type]
+        headers={name: value or b"" for name, value in pairs},
         value=fetched.value() or b"",
         pairs=pairs,
         key=fetched.key(),

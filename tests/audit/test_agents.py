@@ -1,9 +1,11 @@
 """What became of what an agent read, where it is told by hand."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pipeline.settings import RoutesSettings
 from tests.audit.world import Record, World, container, file, record
@@ -34,6 +36,12 @@ def emit(world: World, offset: int, records: Sequence[Record]) -> None:
     world.store("logs", records)
 
 
+def drop(world: World, offset: int, *records: Record) -> None:
+    """As the agent does."""
+    away = [{"event_id": each["event_id"], "reason": "debug"} for each in records]
+    world.send("agent_drops", container(DROP, away), made_of(offset, len(away), "drops"))
+
+
 def told(world: World) -> Any:
     """Of the agent, and the exit code's word."""
     report = world.audit("logs")
@@ -47,8 +55,7 @@ def test_what_an_agent_lost_in_silence_is_found(world: World) -> None:
     same, other, dropped, dead, lost = (record("logs", name) for name in range(5))
     offset = world.publish("logs", [same, other, dropped, dead, lost])
     emit(world, offset, [same, {**other, "body": "masked"}])
-    away = [{"event_id": dropped["event_id"], "reason": "debug"}]
-    world.send("agent_drops", container(DROP, away), made_of(offset, 1, "drops"))
+    drop(world, offset, dropped)
     letter = {"dlq_writer": "mask", "dlq_topic": "logs_raw", "dlq_partition": "0", "dlq_offset": str(offset)}
     world.send("logs_raw_dlq", file("logs", [dead]), {**letter, "records": "1", "signal": "logs"})
     mask, verdict = told(world)
@@ -100,3 +107,46 @@ def test_what_an_agent_made_of_nothing_is_found(world: World) -> None:
     emit(world, offset, [record("logs", 1), record("logs", 2)])
     mask, verdict = told(world)
     assert (mask.read, mask.emitted, mask.missing, mask.extra, verdict) == (1, 1, 0, 1, "difference")
+
+
+@pytest.mark.parametrize(
+    ("routes", "signal"),
+    [
+        (("logs_norm",), "metrics"),
+        (("logs_norm",), "traces"),
+        (("logs_raw",), "logs"),
+    ],
+)
+def test_an_agent_beside_is_said_not_to_be_looked_at(world: World, routes: tuple[str, ...], signal: str) -> None:
+    """One that drops records of a signal that is not audited, or before the stores read what it makes: nothing is
+    missing of its work, nor is it called clean."""
+    kept, dropped = record("logs", 1), record("logs", 2)
+    world.settings = world.settings.model_copy(update={"routes": RoutesSettings(logs=routes)})
+    offset = world.publish("logs", [kept, dropped])
+    world.send("logs_norm", file("logs", [kept]), made_of(offset, 1))
+    drop(world, offset, dropped)
+    world.store("logs", [kept, dropped])
+    report = world.audit(signal)
+    assert (report.verdict, report.agents) == ("clean", [])
+    assert report.as_dict()["agents_not_looked_at"] == [{"agent": "mask", "topic": "logs_raw"}]
+    console = Console(file=io.StringIO())
+    report.show(console)
+    assert "mask: not looked at" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_agent_that_passed_nothing_on_is_judged(world: World) -> None:
+    """Where nothing at all came to the stores, who dropped it is looked at: what it lost beside is missing."""
+    dropped, lost = record("logs", 1), record("logs", 2)
+    drop(world, world.publish("logs", [dropped, lost]), dropped)
+    mask, verdict = told(world)
+    assert (mask.read, mask.dropped, mask.missing, verdict) == (2, 1, 1, "difference")
+
+
+def test_a_null_header_is_an_empty_one(world: World) -> None:
+    """What Kafka allows in a header ends no audit."""
+    one = record("logs", 1)
+    nulls = dict.fromkeys(("signal", "schema", "agent", "source"))
+    offset = world.send("logs_raw", file("logs", [one]), {"records": "1", **nulls})
+    emit(world, offset, [one])
+    mask, verdict = told(world)
+    assert (mask.emitted, verdict) == (1, "clean")

@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -72,7 +72,13 @@ class World:
         self.postgres.close()
 
     def send(
-        self, to: str, value: bytes, headers: dict[str, str], *, partition: int = 0, time_ns: int = HOUR_AGO_NS
+        self,
+        to: str,
+        value: bytes,
+        headers: Mapping[str, str | None],
+        *,
+        partition: int = 0,
+        time_ns: int = HOUR_AGO_NS,
     ) -> int:
         """Return the message's offset."""
         offsets: list[int] = []
@@ -81,7 +87,7 @@ class World:
             value,
             partition=partition,
             timestamp=time_ns // 10**6,
-            headers=[(key, text.encode()) for key, text in headers.items()],
+            headers=[(key, None if text is None else text.encode()) for key, text in headers.items()],
             on_delivery=lambda error, message: offsets.append(-1 if error else message.offset() or 0),
         )
         assert self._producer.flush(10) == 0
