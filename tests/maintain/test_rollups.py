@@ -2,10 +2,12 @@
 
 import datetime
 import itertools
+import math
 from collections import defaultdict
 from typing import Any
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -105,6 +107,49 @@ def test_rollups_are_the_same_rows_everywhere(
     assert plain_database.execute("SELECT count(*) FROM metrics_changed_hours").fetchone() == (0,)
     for view in VIEWS:
         assert rows(plain_database, view, series) == rows(timescale_database, view, series) == expected(held, view)
+
+
+HUGE = 1.7976931348623157e308
+SUMS = [
+    ([HUGE, HUGE], math.inf),
+    ([-HUGE, 1.0, -HUGE], -math.inf),
+    ([HUGE, HUGE, -HUGE], HUGE),
+    ([HUGE, 1e269, 1.0], HUGE),
+    ([1e300, -1e300, 1.0], 1.0),
+    ([math.inf, -math.inf], math.nan),
+    ([math.nan, HUGE, HUGE], math.nan),
+    ([1.5, 2.5], 4.0),
+]
+
+
+@pytest.mark.parametrize("apart", [datetime.timedelta(seconds=1), datetime.timedelta(minutes=1), HOUR])
+def test_a_sum_that_no_double_holds_is_infinite(
+    plain: PostgresSettings,
+    plain_database: psycopg.Connection,
+    timescale_database: psycopg.Connection,
+    apart: datetime.timedelta,
+) -> None:
+    """And only such a one: of minutes, hours and days, of points and when stored. Other series have their own sums."""
+    series = new_series(len(SUMS))
+    sums = {one: total for one, (_, total) in zip(series, SUMS, strict=True)}
+    points: Points = {
+        (DAY + n * apart, one): value
+        for one, (values, _) in zip(series, SUMS, strict=True)
+        for n, value in enumerate(values)
+    }
+    for database in (plain_database, timescale_database):
+        store(database, points)
+
+    def found(database: psycopg.Connection) -> list[dict[int, float]]:
+        coarse = [view for view, (_, width) in VIEWS.items() if width > apart]
+        return [{row[1]: row[3] for row in rows(database, view, series)} for view in coarse]
+
+    for each in found(plain_database):
+        assert each == pytest.approx(sums, rel=1e-15, nan_ok=True)
+    maintain.run_all(Settings(postgres=plain), NOW, "postgres")
+    refresh(timescale_database)
+    for each in found(plain_database) + found(timescale_database):
+        assert each == pytest.approx(sums, rel=1e-15, nan_ok=True)
 
 
 def test_the_writer_says_which_hours_changed(plain: PostgresSettings, plain_database: psycopg.Connection) -> None:
