@@ -67,6 +67,35 @@ def test_a_quantile_that_is_none_is_refused(database: psycopg.Connection, q: flo
         assert said.startswith("A quantile is between 0 and 1, not "), said
 
 
+MOST = (1 << 63) - 1
+HUGE = 1.7976931348623157e308
+BOUNDS = "histogram_quantile(%s, %s::double precision[], %s::bigint[])"
+SUMMARY = "summary_quantile(%s, %s::double precision[], %s::double precision[])"
+
+
+@pytest.mark.parametrize(
+    ("expression", "parameters", "quantile"),
+    [
+        (BOUNDS, (0.9, [1.0, 10.0, HUGE], [1, 1, 8, 0]), 0.875 * HUGE),
+        (BOUNDS, (0.9, [0.0, 1e300], [0, 3_000_000_000, 0]), 9e299),
+        (BOUNDS, (0.75, [-HUGE, HUGE], [0, 4, 0]), HUGE / 2),
+        (BOUNDS, (0.5, [1e-310, 2e-310], [0, 4, 0]), 2e-310),
+        (BOUNDS, (0.5, [1.0, math.inf], [0, 4, 0]), math.inf),
+        (BOUNDS, (5e-324, [5e-324, 1.0], [4, 4, 0]), 0.0),
+        ("histogram_quantile(%s, (0, 4, %s, 0, '{}', 0, '{}')::exponential_histogram)", (0.25, HUGE), -HUGE / 2),
+        ("histogram_quantile(%s, (1000, 0, 0, 0, '{1}', 0, '{}')::exponential_histogram)", (5e-324,), 1.0),
+        (SUMMARY, (0.5, [0.25, 0.75], [-1.7e308, 1.7e308]), 0.0),
+        (SUMMARY, (0.5, [0.4, 0.9], [0.0, 5e-324]), 0.0),
+        (SUMMARY, (5e-324, [0.0, 1e308], [0.0, 1.0]), None),  # 1e308 is no quantile
+    ],
+)
+def test_no_point_is_too_strange_for_an_answer(
+    database: psycopg.Connection, expression: str, parameters: tuple[Any, ...], quantile: float | None
+) -> None:
+    """Between the largest and smallest doubles too: an error would keep all other series from theirs."""
+    assert ask(database, expression, *parameters) == (quantile and pytest.approx(quantile, rel=1e-12, abs=0))
+
+
 bounded = st.lists(st.integers(-50, 50), min_size=1, max_size=12, unique=True).map(sorted)
 observations = st.lists(st.floats(-60, 60), min_size=1, max_size=60)
 
@@ -267,6 +296,21 @@ def test_a_sum_has_at_most_1024_buckets_a_side(database: psycopg.Connection) -> 
     assert len(found.positive_counts) <= 1024
     assert found.scale > 20 - 23
     assert ask(database, f"histogram_quantile(1, {EXPONENTIAL})", *found) == math.inf
+
+
+def test_counts_and_scales_never_get_too_large(database: psycopg.Connection) -> None:
+    """A count that no bigint holds is the largest; buckets as far apart as can be have a sum at the smallest scale."""
+    assert ask(
+        database, f"(histogram_sum(h)).counts FROM (VALUES ({EXPLICIT}), ({EXPLICIT})) AS v (h)", [1], [MOST, 1], [1],
+        [1 << 62, 1],
+    ) == [MOST, 2]  # fmt: skip
+    full = Exponential(0, MOST, 1.0, 0, [MOST, MOST], 0, [MOST, 1])
+    found = summed(database, full, full._replace(scale=-1))
+    assert found == Exponential(-1, MOST, 1.0, 0, [MOST, MOST], 0, [MOST, 1])
+    delta = f"histogram_delta({EXPONENTIAL}, {EXPONENTIAL})"
+    assert read(database, delta, *full, *found).buckets() == (-1, {(1, 1): MOST, (-1, 1): 1})
+    first, last = (Exponential(-(1 << 31), 0, 0.0, end, [1], 0, []) for end in (-(1 << 31), (1 << 31) - 1))
+    assert sum(summed(database, first, last).positive_counts) == 2
 
 
 @pytest.mark.parametrize("threshold", [3.0, 4.0])
