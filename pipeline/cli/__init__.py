@@ -72,7 +72,7 @@ def main() -> None:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         sys.exit(2)
-    except errors.Unavailable as error:
+    except (errors.Unavailable, errors.Rejected) as error:
         print(error, file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:

@@ -36,9 +36,11 @@ def run(store: Store = None, yes: Yes = False) -> None:
     planned = maintain.plan(loaded, now, store)
     sandboxes = _sandboxes(loaded, now, store)
     if agreed([*planned, *sandboxes], yes):
-        maintain.run(planned, loaded, now)
-        for one in sandboxes:
-            one.carry_out()
+        try:
+            maintain.run(planned, loaded, now)
+        finally:
+            for one in sandboxes:
+                one.carry_out()
 
 
 def _sandboxes(loaded: settings.Settings, now: datetime.datetime, store: Store) -> "list[Drop]":

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from pipeline import clickhouse
-from pipeline.errors import Misconfigured, Unavailable
+from pipeline.errors import Misconfigured, Rejected, Unavailable
 from pipeline.maintain import graph, partitions, policies, registered, rollups, tiers
 from pipeline.maintain.change import Change, StoreName
 from pipeline.settings import Settings
@@ -40,17 +40,20 @@ def run(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -
     """Carry out what was planned, but for what has been done since; return what was carried out. In PostgreSQL each
     change is a transaction of its own.
 
-    Raise Unavailable where another runner is at work, or where a lock is not had in time: the same call may succeed
-    later.
+    Raise Unavailable where another runner is at work; where a change is refused, or a lock is not had in time, raise
+    Rejected or Unavailable once all others are done.
     """
     done: list[Change] = []
+    failures: list[Rejected | Unavailable] = []
     of_postgres = [change for change in planned if change.store == "postgres"]
     if of_postgres:
-        done += _run_postgres(of_postgres, settings, now)
+        done += _run_postgres(of_postgres, settings, now, failures)
     of_clickhouse = [change for change in planned if change.store == "clickhouse"]
     if of_clickhouse:
         with closing(clickhouse.connect(settings.clickhouse)) as client:
             done += tiers.run(client, of_clickhouse, settings.retention)
+    if failures:
+        raise type(failures[0])("\n".join(map(str, failures)))
     return done
 
 
@@ -72,17 +75,28 @@ def _plan_postgres(settings: Settings, now: datetime.datetime) -> list[Change]:
         return [*changes, *graph.plan(connected)]
 
 
-def _run_postgres(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -> list[Change]:
+def _run_postgres(
+    planned: Sequence[Change], settings: Settings, now: datetime.datetime, failures: list[Rejected | Unavailable]
+) -> list[Change]:
+    done = []
     with _alone(settings):
         still = set(_plan_postgres(settings, now))
-        todo = [change for change in planned if change in still]
-        with connection.connect(settings.postgres) as connected, connection.translated():
-            for change in todo:
-                with connected.transaction():
-                    connected.execute(LOCK_WITHIN)
-                    for statement in change.statements:
-                        connected.execute(statement.encode())
-    return todo
+        with connection.connect(settings.postgres) as connected:
+            for change in planned:
+                if change not in still:
+                    continue
+                try:
+                    with connection.translated(), connected.transaction():
+                        connected.execute(LOCK_WITHIN)
+                        for statement in change.statements:
+                            connected.execute(statement.encode())
+                    done.append(change)
+                except (Rejected, Unavailable) as error:
+                    if connected.closed or change.needed:
+                        raise
+                    way_out = "No other change waits for it: correct what it names and run this again."
+                    failures.append(type(error)(f"Could not {change} {error} {way_out}"))
+    return done
 
 
 @contextmanager

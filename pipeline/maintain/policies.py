@@ -141,7 +141,8 @@ class Policies:
         if interval == datetime.timedelta(days=days):
             return []
         words = {"job": sql.Literal(job), "key": sql.Literal(key), "value": sql.SQL("{}::text").format(f"{days} days")}
-        return [Change(_sentence(table, key, days), (_text(ALTER, table, **words),))]
+        text = _text(ALTER, table, **words)
+        return [Change(_sentence(table, key, days), (text,), needed=key == "start_offset")]
 
 
 def _sentence(table: str, key: str, days: int) -> str:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from pipeline import maintain
-from pipeline.errors import Misconfigured, Unavailable
+from pipeline.errors import Misconfigured, Rejected, Unavailable
 from pipeline.migrations.definitions import differences
 from pipeline.migrations.stores import Postgres
 from pipeline.settings import PostgresSettings, RetentionSettings, Settings
@@ -159,6 +159,26 @@ def test_the_command_plans_runs_and_then_has_nothing_to_do(settings: Settings) -
     assert command("plan").returncode == 0
     assert command("run", "--yes").stdout == "Nothing to do.\n"
     assert command("plan", dsn="host=127.0.0.1 port=1").returncode == 3
+
+
+def test_a_change_that_is_refused_ends_no_other(settings: Settings, database: psycopg.Connection) -> None:
+    """It is told with its reason when all others are done; the command ends with 3 and its sentence."""
+    [series] = new_series(1)
+    store(database, {(TODAY - n * DAY, series): float(n) for n in (3, 2, 1)})
+    database.execute("ALTER TABLE metrics_1d_rollup ADD CHECK (sum <> 2)")
+    with pytest.raises(
+        Rejected, match=r"^Could not refresh .* of 2026-11-18: points .* PostgreSQL: .*\(23514\)\. .*again\.$"
+    ):
+        maintain.run_all(settings, NOW, "postgres")
+    [left] = maintain.plan(settings, NOW, "postgres")
+    assert "2026-11-18" in str(left)
+    again = subprocess.run(
+        [sys.executable, "-m", "pipeline", "maintain", "run", "--yes", "--store", "postgres"],
+        env=os.environ | {"PIPELINE_POSTGRES__DSN": settings.postgres.dsn.get_secret_value()},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (again.returncode, again.stderr.count("\n")) == (3, 1)
+    assert again.stderr.startswith("Could not refresh ")
 
 
 def register(database: psycopg.Connection, name: str, kept_days: int) -> None:

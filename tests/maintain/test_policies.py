@@ -59,6 +59,7 @@ def test_policies_are_set_and_do_their_work(part: PostgresSettings, timescale_da
         "make chunks of metrics_points of 12 hours; those that are there stay.",
         "drop chunks of metrics_points after 15 days.",
     ]
+    assert planned[0].needed  # what is gone must not be refreshed
     maintain.run(planned, settings, NOW)
     assert maintain.plan(settings, NOW, "postgres") == []
     run_jobs(timescale_database, "policy_retention")
