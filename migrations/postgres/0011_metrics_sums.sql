@@ -3,7 +3,7 @@
 --
 -- Values from 1e270 on are added up apart, as 2^-64 of themselves, which is exact and leaves room for 10^18 of them. As
 -- many others come to less than half of the last digit of the largest double, so the sum is Infinity where it is too
--- large and only there. An aggregate of our own, in SQL or PL/pgSQL, would be shorter and many times as slow.
+-- large and only there.
 CREATE FUNCTION saturated_sum(small double precision, large double precision) RETURNS double precision
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 SELECT CASE
