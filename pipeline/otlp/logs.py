@@ -2,6 +2,7 @@
 
 from pipeline.otlp.encoding import Encoded, Request
 from pipeline.otlp.messages import LOG_RECORD, LOGS
+from pipeline.otlp.values import is_id
 from pipeline.record.avro import STRING, blob, long
 from pipeline.record.framing import FIRST
 
@@ -12,8 +13,8 @@ SEVERITIES = ("TRACE", "DEBUG", "INFO")  # of four numbers each, from 1 on
 def encode_logs(request: Request) -> Encoded:
     """Flatten an ExportLogsServiceRequest.
 
-    A trace_id or span_id of a wrong length counts as absent, as the protocol says for logs. A record without a severity
-    number is not shed: it may be an error.
+    A trace_id or span_id that is none, by its length or of zeros, counts as absent, as the protocol says for logs. A
+    record without a severity number is not shed: it may be an error.
     """
     string, attributes, add = STRING, request.attributes, request.add
     shed_below = min(request.rules.shed_below_severity, WARN)
@@ -38,8 +39,8 @@ def encode_logs(request: Request) -> Encoded:
                     string[record.event_name],
                     blob((body.string_value or attributes.body(body)).encode()),
                     attributes.map_and_dropped(record),
-                    blob(trace_id if len(trace_id) == 16 else b""),
-                    blob(span_id if len(span_id) == 8 else b""),
+                    blob(trace_id if is_id(trace_id, 16) else b""),
+                    blob(span_id if is_id(span_id, 8) else b""),
                     long(record.flags),
                     FIRST,
                 )

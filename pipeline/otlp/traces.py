@@ -6,12 +6,10 @@ from typing import Any
 from pipeline.otlp.encoding import Encoded, Request
 from pipeline.otlp.messages import SPAN, TRACES
 from pipeline.otlp.rules import RANDOM_BITS
-from pipeline.otlp.values import Attributes
+from pipeline.otlp.values import Attributes, is_id
 from pipeline.record.avro import NOTHING, STRING, array, blob, long
 from pipeline.record.framing import FIRST
 
-NO_TRACE = bytes(16)
-NO_SPAN = bytes(8)
 SAMPLED = 1  # W3C trace flags
 ERROR = 2  # StatusCode
 OPENTELEMETRY_STATE = re.compile(r"(?:^|,)\s*ot=([^,]*)")  # W3C tracestate: members by commas, ot's own by semicolons
@@ -29,10 +27,10 @@ def encode_traces(request: Request) -> Encoded:
         prefix = request.prefix(shared.fields)
         for span in request.records(scope_spans, SPAN):
             trace_id, span_id, trace_state = span.trace_id, span.span_id, span.trace_state
-            if len(trace_id) != 16 or trace_id == NO_TRACE:
+            if not is_id(trace_id, 16):
                 refused["invalid_trace_id"] += 1
                 continue
-            if len(span_id) != 8 or span_id == NO_SPAN:
+            if not is_id(span_id, 8):
                 refused["invalid_span_id"] += 1
                 continue
             flags, status = span.flags, span.status

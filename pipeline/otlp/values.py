@@ -30,6 +30,11 @@ Raw = bytes  # a KeyValue as sent
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 
 
+def is_id(value: bytes, size: int) -> bool:
+    """Whether it can be a trace_id (of 16 bytes) or span_id (of 8); one of zeros is none."""
+    return len(value) == size and any(value)
+
+
 class Cache(dict[K, V], Generic[K, V]):
     """A dict that is emptied when it would hold more than `most_bytes`."""
 

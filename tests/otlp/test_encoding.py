@@ -67,11 +67,12 @@ def test_bodies_of_every_kind_become_text(kind: str) -> None:
     assert record["body"] == EVERY_KIND_AS_TEXT[kind]
 
 
-def test_log_ids_of_a_wrong_length_count_as_absent() -> None:
-    """A log record with half a trace_id is stored as one without."""
+@pytest.mark.parametrize(("trace_id", "span_id"), [(b"short", b"x"), (bytes(16), bytes(8))])
+def test_log_ids_that_are_none_count_as_absent(trace_id: bytes, span_id: bytes) -> None:
+    """A log record with half a trace_id, or one of zeros, is stored as one without."""
     request = logs()
     record = request.resource_logs[0].scope_logs[0].log_records[0]
-    record.trace_id, record.span_id = b"short", b"x"
+    record.trace_id, record.span_id = trace_id, span_id
     [stored] = records(encode("logs", request))
     assert (stored["trace_id"], stored["span_id"]) == (b"", b"")
 

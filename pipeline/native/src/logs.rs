@@ -2,7 +2,7 @@
 
 use crate::avro;
 use crate::request::{Encoded, Messages, Reason, Refusal, Request};
-use crate::values::{Any, Attributes};
+use crate::values::{Any, Attributes, is_id};
 use crate::wire::{Counted, DEPTH, Fault, Fields, Part, Text, Wire, bits, inside, text};
 
 const WARN: i32 = 13; // SeverityNumber: the first that is never shed
@@ -79,8 +79,8 @@ pub fn encode(mut request: Request) -> Result<Encoded, Refusal> {
                 let over = attributes.read(&raws, limits)?;
                 attributes.write(out);
                 avro::long(out, i64::from(record.dropped) + over as i64);
-                avro::blob(out, if record.trace_id.len() == 16 { record.trace_id } else { &[] });
-                avro::blob(out, if record.span_id.len() == 8 { record.span_id } else { &[] });
+                avro::blob(out, if is_id(record.trace_id, 16) { record.trace_id } else { &[] });
+                avro::blob(out, if is_id(record.span_id, 8) { record.span_id } else { &[] });
                 avro::long(out, i64::from(record.flags));
                 Ok(())
             })

@@ -2,7 +2,7 @@
 
 use crate::avro;
 use crate::request::{Encoded, Messages, Reason, Refusal, Request, SPAN};
-use crate::values::{Attributes, Limits};
+use crate::values::{Attributes, Limits, is_id};
 use crate::wire::{Counted, DEPTH, Fault, Fields, Part, Text, Wire, bits, inside, text};
 
 const SAMPLED: u32 = 1; // W3C trace flags
@@ -186,10 +186,6 @@ pub fn encode(mut request: Request) -> Result<Encoded, Refusal> {
         })
     })?;
     Ok(request.finish())
-}
-
-fn is_id(id: &[u8], size: usize) -> bool {
-    id.len() == size && id.iter().any(|&byte| byte != 0)
 }
 
 /// An array of events or links.

@@ -18,6 +18,11 @@ const VALUE: u8 = 0x12; // its field 2,
 const TEXT: u8 = 0x0A; // and field 1 of an AnyValue,
 const INT: u8 = 0x18; // or its field 3, of VARINT
 
+/// Whether it can be a trace_id (of 16 bytes) or span_id (of 8); one of zeros is none.
+pub fn is_id(id: &[u8], size: usize) -> bool {
+    id.len() == size && id.iter().any(|&byte| byte != 0)
+}
+
 /// An AnyValue; a text, bytes and keys lie in what was sent.
 #[derive(Default)]
 pub enum Any<'a> {
