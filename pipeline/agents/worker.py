@@ -51,6 +51,7 @@ TAKE_MESSAGES = 100  # at once
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
 DEAD_LETTER_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
+NEVER_S = 1e9
 KEPT_BLOCK_BYTES, KEPT_BYTES = 1 << 24, 1 << 26  # what an insert is sent in, not a whole batch
 
 
@@ -234,6 +235,9 @@ def _application(settings: Settings, name_and_topics: tuple[str, int], directory
         broker_commit_interval=1.0,
         broker_session_timeout=15,
         broker_request_timeout=90,
+        # Else Faust tells of every partition every few seconds, at length, what we have said: that a store is away.
+        stream_processing_timeout=NEVER_S,
+        broker_commit_livelock_soft_timeout=NEVER_S,
         consumer_max_fetch_size=consumers.FETCH_BYTES,
         consumer_auto_offset_reset="none",  # what is out of range is a gap: see _Agents._watch_offsets
     )

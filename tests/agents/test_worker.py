@@ -22,11 +22,12 @@ from pipeline.agents.batch import join, known
 from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, by_days, pieces, token
 from pipeline.agents.consumers import closed_is_broken
 from pipeline.agents.waiting import Waiting
-from pipeline.agents.worker import _BytesBoundQueue
+from pipeline.agents.worker import _application, _BytesBoundQueue
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.record import container, schema
 from pipeline.record.avro import long
+from pipeline.settings import Settings
 from tests.agents.builtin.run import of_request
 from tests.otlp.requests import logs
 
@@ -345,6 +346,12 @@ def test_what_holds_years_is_inserted_by_pieces(days_: int, inserts: int) -> Non
     ]
     assert ids == [record["event_id"] for value in joined.values for record in fastavro.reader(io.BytesIO(value))]
     assert sum(count for _, count, _ in made) == joined.records == 2 * days_
+
+
+def test_faust_is_silent_about_a_store_that_is_away(tmp_path: pathlib.Path) -> None:
+    """After five minutes it would tell of each partition, every few seconds and at length, and bury what we say."""
+    conf = _application(Settings(), ("pg_writer", 4), str(tmp_path)).conf
+    assert min(conf.stream_processing_timeout, conf.broker_commit_livelock_soft_timeout) > 365 * 86_400
 
 
 def test_a_topic_made_anew_has_other_tokens() -> None:
