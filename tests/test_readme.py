@@ -42,7 +42,7 @@ def test_commands_exist_with_their_options(command: str) -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(Misconfigured("m"), 2), (Unavailable("u"), 3), (Rejected("r"), 70), (KeyError("k"), 70)],
+    [(Misconfigured("m"), 2), (Unavailable("u"), 3), (Rejected("r"), 3), (KeyError("k"), 70)],
 )
 def test_a_bug_is_no_difference(
     error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

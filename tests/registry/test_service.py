@@ -154,7 +154,7 @@ def test_the_command_speaks_it(registry: Registry, tmp_path: Any) -> None:
     """register, list, show, evolve and retire print what they will do, ask, and do it; --json gives documents."""
     file = tmp_path / "deployments.json"
     file.write_text(json.dumps(made.deployments()))
-    command(registry, "register", str(file), said="n\n", code=1)
+    command(registry, "register", str(file), said="n\n", code=130)
     assert "service string" in command(registry, "register", str(file), "--by", "ann").stdout
     assert "already" in command(registry, "register", str(file), "--yes", code=2).stderr
     assert "Nothing to do" in command(registry, "evolve", str(file)).stdout
