@@ -112,6 +112,14 @@ def test_a_name_that_could_not_run_is_refused(name: str, why: str, tmp_path: pat
     assert str(wrong.value) == f"{name!r} cannot be an agent's name, for it {why}: choose another."
 
 
+def test_a_file_of_no_text_is_named(tmp_path: pathlib.Path) -> None:
+    """Python says where a syntax error is, but not of a NUL; and each release says that in other words."""
+    folder(tmp_path, nul="\0")
+    [problem] = load([tmp_path]).problems
+    assert problem.startswith(f"{tmp_path}/nul.py:1: does not import: ")
+    assert "null bytes" in problem
+
+
 def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) -> None:
     """A file that does not import, one without an agent, two of one name, a version or form that cannot be: each with
     file and line, and the good one is loaded."""
@@ -121,7 +129,6 @@ def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) ->
         broken="import nothing_of_this_name\n",
         syntax="def x(:\n",
         leaves="raise SystemExit(3)\n",
-        nul="\0",
         empty="x = 1\n",
         twin_a=f"{ONE}def twin(record): return record\n",
         twin_b=f"{ONE}def twin(record): return record\n",
@@ -145,7 +152,6 @@ def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) ->
         'moved.py:5: 3 is no name for an agent: write a text, as "mask".',
         'no_topics.py:3: 7 of no_topics is no name of a topic: write a text, as "logs_raw".',
         "none_given.py:3: none_given takes neither a record nor a record and its context: write def none_given(record).",
-        "nul.py:1: does not import: source code string cannot contain null bytes.",
         "skips.py:4: does not import: agents_of_skips.Skipped: no table",
         "syntax.py:3: does not import: invalid syntax.",
         "too_many.py:3: too_many takes neither a record nor a record and its context: write def too_many(record).",
