@@ -5,6 +5,7 @@ An agent's file needs no more than this: `from pipeline.agents import agent, dro
 """
 
 from pipeline.agents.api import Agent, Answer, Context, Drop, agent, drop
+from pipeline.errors import Unavailable
 from pipeline.record.records import (
     Exemplar,
     LogRecord,
@@ -18,5 +19,5 @@ from pipeline.record.records import (
 
 __all__ = [
     "Agent", "Answer", "Context", "Drop", "Exemplar", "LogRecord", "MetricPoint", "Quantile", "Record", "Span",
-    "SpanEvent", "SpanLink", "agent", "drop",
+    "SpanEvent", "SpanLink", "Unavailable", "agent", "drop",
 ]  # fmt: skip

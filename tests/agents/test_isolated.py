@@ -44,7 +44,7 @@ def start(tmp_path: pathlib.Path) -> Iterator[Start]:
 @pytest.mark.parametrize("failure", ["Unavailable", "Away"])
 def test_an_agent_says_that_the_world_is_away(start: Start, failure: str) -> None:
     """`Unavailable`, or what its file derives from it, comes as it was said, in the same process each time."""
-    away = "from pipeline.errors import Unavailable\nclass Away(Unavailable): ...\nheld.append(1)\n"
+    away = "from pipeline.agents import Unavailable\nclass Away(Unavailable): ...\nheld.append(1)\n"
     odd = start(f'{away}raise {failure}(f"the table is away: {{len(held)}}")')
     for number in (1, 2):
         with pytest.raises(Unavailable, match=f"^the table is away: {number}$"):
