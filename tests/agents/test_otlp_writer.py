@@ -1,10 +1,12 @@
 """otlp_writer against a back end that answers by a script, and records through it and back."""
 
 import asyncio
+import json
 import pathlib
 import random
 import time
 import tracemalloc
+import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -377,7 +379,7 @@ def test_a_back_end_away_busy_and_picky_gets_everything_once(kafka: str, tmp_pat
 
 @pytest.mark.timeout(120)
 def test_a_signal_that_the_back_end_has_no_place_for_holds_up_no_other(kafka: str) -> None:
-    """Logs are answered 404 and wait; spans that come after them arrive."""
+    """Logs are answered 404 and wait, which `/readyz` says; spans that come after them arrive."""
     remove_topics(kafka)
     server = Server("http", unknown="/v1/logs")
     own = OtlpWriterSettings(endpoint=f"http://127.0.0.1:{server.port}", health_port=free_ports(1)[0])
@@ -392,6 +394,10 @@ def test_a_signal_that_the_back_end_has_no_place_for_holds_up_no_other(kafka: st
                 lambda path=f"/v1/{signal}": path in {asked.headers["path"] for asked in server.asked}, f"no {signal}"
             )
         assert {asked.headers["path"]: asked.taken for asked in server.asked} == {"/v1/logs": False, "/v1/traces": True}
+        with urllib.request.urlopen(f"http://127.0.0.1:{own.health_port}/readyz", timeout=5) as answer:
+            degraded = json.load(answer)["degraded"]
+        assert degraded.keys() == {"logs_raw"}
+        assert "answered 404" in degraded["logs_raw"]
     finally:
         process.close()
         server.stop()
