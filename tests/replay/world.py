@@ -20,7 +20,7 @@ from pipeline.agents.pg_writer import PostgresWriter
 from pipeline.clickhouse import connect
 from pipeline.delivery import Message
 from pipeline.record import schema
-from pipeline.record.schema import SIGNALS
+from pipeline.record.schema import SIGNALS, Signal
 from pipeline.replay.folder import Folder
 from pipeline.settings import ROOT, Settings, as_environment
 from tests.contract import registered
@@ -57,7 +57,7 @@ class World:
         producer = Producer({"bootstrap.servers": self.live.kafka.bootstrap_servers, "log_level": 0})
         for of in SIGNALS:
             batch = []
-            bodies = [logs(n) if of == "logs" else MAKE[of](f"service-{n % 3}", _numbers(n)) for n in range(MESSAGES)]
+            bodies = [_body(of, n) for n in range(MESSAGES)]
             if of == "metrics":
                 bodies.append(_said_again(bodies[0]))
             for number, body in enumerate(bodies):
@@ -149,6 +149,13 @@ class World:
 
 def _numbers(number: int) -> range:
     return range(number * RECORDS, (number + 1) * RECORDS)
+
+
+def _body(of: Signal, number: int) -> bytes:
+    if of == "logs":
+        return logs(number)
+    time.sleep(RECORDS / 1e6)  # its points are a microsecond apart, and those of another message come after them
+    return MAKE[of](f"service-{number % 3}", _numbers(number))
 
 
 def _said_again(body: bytes) -> bytes:
