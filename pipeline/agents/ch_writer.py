@@ -58,20 +58,26 @@ def _joined(batch: Sequence[Message], accepted: Known) -> list[Joined]:
 def by_days(batch: Sequence[Message]) -> list[list[Message]]:
     """The batch in parts that hold few days each: a day is a partition, and each insert writes a part to each.
 
-    Late data of many days is sorted by day, so that each day is written once; messages that hold over DAYS_AN_INSERT
-    days themselves are one part. Looks at the headers alone.
+    Late data of many days is sorted by day, so that each day is written once. Messages that hold over DAYS_AN_INSERT
+    days themselves are apart, together as many days as an insert may touch; one of more is for `pieces`. Looks at the
+    headers alone.
     """
     spans = [(_day(message, "min_time"), _day(message, "max_time"), message) for message in batch]
-    parts = [[message for first, last, message in spans if last - first >= DAYS_AN_INSERT]]
-    start = None
+    wide = [span for span in spans if span[1] - span[0] >= DAYS_AN_INSERT]
+    few = [span for span in spans if span[1] - span[0] < DAYS_AN_INSERT]
+    return [*_packed(wide, MOST_DAYS_AN_INSERT), *_packed(few, DAYS_AN_INSERT)]
+
+
+def _packed(spans: Sequence[tuple[int, int, Message]], days: int) -> list[list[Message]]:
+    """In parts that hold so many days, or messages of more."""
+    parts: list[list[Message]] = []
+    start = 0
     for first, last, message in sorted(spans, key=lambda span: span[:2]):
-        if last - first >= DAYS_AN_INSERT:
-            continue
-        if start is None or last - start >= DAYS_AN_INSERT:
+        if not parts or last - start >= days:
             start = first
             parts.append([])
         parts[-1].append(message)
-    return [part for part in parts if part]
+    return parts
 
 
 def pieces(joined: Joined) -> Iterator[tuple[Sequence[bytes], int, str]]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mode.utils.queues import FlowControlEvent
 
 from pipeline.agents.batch import join, known
-from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, by_days, pieces, token
+from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, MOST_DAYS_AN_INSERT, by_days, pieces, token
 from pipeline.agents.consumers import closed_is_broken
 from pipeline.agents.waiting import Waiting
 from pipeline.agents.worker import _application, _BytesBoundQueue
@@ -319,12 +319,22 @@ def test_an_insert_holds_few_days(spans: list[tuple[int, int]]) -> None:
         assert sum(any(one.offset in alone for one in part) for part in parts) <= 1
 
 
-def test_messages_of_very_many_days_or_none_stay_together() -> None:
-    """What spans years cannot be cut unread; headers that name no time are taken for one day. Neither is lost."""
+def test_messages_of_many_days_or_none_are_lost_nowhere() -> None:
+    """What spans years cannot be cut unread; headers that name no time are taken for one day."""
     wide = [days(0, 4000, offset) for offset in range(3)]
     odd = [message(b"", offset=offset, min_time=b"soon") for offset in (3, 4)]
-    assert by_days([wide[0], odd[0], wide[1], odd[1], wide[2]]) == [wide, odd]
+    assert by_days([wide[0], odd[0], wide[1], odd[1], wide[2]]) == [*([one] for one in wide), odd]
     assert by_days([]) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 9000), st.integers(0, MOST_DAYS_AN_INSERT - 1)), max_size=30))
+def test_no_insert_of_many_messages_holds_years(spans: list[tuple[int, int]]) -> None:
+    """Each message is in one part, and no part holds more days than ClickHouse has memory for, however many it has."""
+    parts = by_days([days(first, first + more, offset) for offset, (first, more) in enumerate(spans)])
+    assert sorted(one.offset for part in parts for one in part) == list(range(len(spans)))
+    for part in parts:
+        held = [spans[one.offset] for one in part]
+        assert max(first + more for first, more in held) - min(first for first, _ in held) < MOST_DAYS_AN_INSERT
 
 
 @pytest.mark.parametrize(("days_", "inserts"), [(300, 1), (900, 5)])
