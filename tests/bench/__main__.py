@@ -52,7 +52,7 @@ def main() -> None:
         case "goals":
             found = list(hot_path(stack, settings, short=options.short))
         case _:
-            found = list(measure(stack, settings, options.scale or 0.3))
+            found = list(measure(stack, settings, options.scale or 0.5))
     if options.json:
         print(json.dumps(found, indent=2))
         return

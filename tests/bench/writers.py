@@ -5,8 +5,10 @@ the writer and of the server are those of their processes; of ClickHouse's, the 
 the merges' (system.part_log) stand beside, since merges also go on after the last insert.
 """
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -31,7 +33,7 @@ COLUMNS = (
     "load", "records/s", "us CPU a record", "us CPU of the server", "of it insert + merges", "cost at 1x, 3x, 10x",
     "p50 ms", "p99 ms", "RSS MB", "others' CPU %", "floor", "verdict",
 )  # fmt: skip
-RECORDS: dict[Signal, int] = {"logs": 10_000_000, "metrics": 5_000_000, "traces": 3_000_000}
+RECORDS: dict[Signal, int] = {"logs": 10_000_000, "metrics": 5_000_000, "traces": 5_000_000}
 DAY_NS = 86_400 * 10**9
 SHARES = (0.1, 0.3, 1.0)
 SETTLED = SHARES[0]
@@ -109,8 +111,6 @@ class _CatchUp:
 
     def rate(self) -> float:
         seconds, _, _ = self._between(SETTLED, 1.0)
-        if not seconds:
-            sys.exit("All was stored before the writer was ready to be watched: take a larger scale.")
         return self._records * (1 - SETTLED) / seconds
 
     def us(self, start: float = SETTLED, end: float = 1.0) -> tuple[float, float]:
@@ -238,13 +238,17 @@ class _Bench:
         stack = Stack(self._settings.model_copy(update={name: own}), lambda _: None)
         _rewind(self._settings, name, signal)
         url = f"http://127.0.0.1:{own.health_port}/metrics"
-        stack.start([name])
+        starting = threading.Thread(target=stack.start, args=[[name]])  # it stores before it is ready
+        starting.start()
         try:
+            if not measured.wait_until(lambda: _runs(stack, name), 30):
+                raise RuntimeError(f"{name} did not start: see its log.")
             ours = [measured.process(stack, one) for one in (name, server, "kafka")]
             with measured.strangers(ours) as others:
                 samples, peak = self._samples(name, url, ours, records)
             p50, p99 = (measured.quantile(url, "pipeline_writer_store_seconds", q) * 1000 for q in (0.5, 0.99))
         finally:
+            starting.join()
             stack.stop([name])
         cost = _CatchUp(samples)
         of_writer, of_server = cost.us()
@@ -269,7 +273,7 @@ class _Bench:
         samples, peak = list[_Sample](), 0.0
         deadline = time.monotonic() + STORED_WITHIN_S
         while not samples or samples[-1].stored < records or not _committed(self._settings, name):
-            stored = measured.counted(url, "pipeline_writer_batch_records_sum")
+            stored = _stored(url)
             samples.append(_Sample(stored, time.monotonic(), measured.cpu_s(writer), measured.cpu_s(store)))
             peak = max(peak, measured.rss_mb(writer))
             time.sleep(POLL_S)
@@ -294,6 +298,16 @@ def _rewind(settings: Settings, group: str, signal: Signal) -> None:
 
     if not measured.wait_until(stands_there, 30):
         raise RuntimeError(f"Kafka does not take the offsets of {group}.")
+
+
+def _runs(stack: Stack, name: str) -> bool:
+    return any(row["pid"] for row in stack.status()["processes"] if row["name"] == name)
+
+
+def _stored(url: str) -> float:
+    with contextlib.suppress(OSError):  # it does not serve yet
+        return measured.counted(url, "pipeline_writer_batch_records_sum")
+    return 0.0
 
 
 def _committed(settings: Settings, group: str) -> bool:
