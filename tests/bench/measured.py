@@ -37,10 +37,10 @@ def cpu(parent: psutil.Process) -> Iterator[Callable[[], float]]:
     result.append(cpu_s(parent) - before)
 
 
-def cpu_s(parent: psutil.Process) -> float:
-    """CPU seconds that a process and its children have used, those included that have ended."""
+def cpu_s(*parents: psutil.Process) -> float:
+    """CPU seconds that processes and their children have used, those included that have ended; each counts once."""
     times = []
-    for one in family(parent):
+    for one in {one for parent in parents for one in family(parent)}:
         with contextlib.suppress(psutil.NoSuchProcess):
             times.append(sum(one.cpu_times()[:4]))
     return sum(times)
@@ -53,7 +53,7 @@ def strangers(ours: Sequence[psutil.Process]) -> Iterator[Callable[[], float]]:
     def used() -> tuple[float, float]:
         times = psutil.cpu_times()
         idle = times.idle + times.iowait
-        return sum(times[:8]) - idle - sum(map(cpu_s, [*ours, psutil.Process()])), sum(times[:8])
+        return sum(times[:8]) - idle - cpu_s(*ours, psutil.Process()), sum(times[:8])
 
     before = used()
     result: list[float] = []
