@@ -40,15 +40,20 @@ MAX_HEAD_BYTES = 16 * 1024
 AHEAD_BYTES = 256 * 1024  # of a body that nobody made room for yet; then it is not read on
 IDLE_S = 75.0  # then a connection is closed
 GRACE_S = 7.5  # at the end, for answers that are due
+LAST_WORD_S = 1.0  # at the end, for a request that may be on its way
 Headers = dict[bytes, bytes]
 
 
 class Server:
     """OTLP/HTTP and all else that `app` answers on one port, plain or with TLS."""
 
-    def __init__(self, exports: Exports, settings: GatewaySettings, app: web.Application) -> None:
+    def __init__(
+        self, exports: Exports, settings: GatewaySettings, app: web.Application, stopping: asyncio.Event
+    ) -> None:
+        """Once `stopping` is set each answer is the last of its connection."""
         self._exports = exports
         self._settings = settings
+        self._stopping = stopping
         self._connections: set[_Connection] = set()
         self._listener: asyncio.Server | None = None
         # Compressed bodies are opened by us, within a limit; aiohttp's own way has none.
@@ -62,7 +67,7 @@ class Server:
         others = self._others.server
         assert others is not None
         self._listener = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(self._exports, self._settings, self._connections, others),
+            lambda: _Connection(self._exports, self._settings, self._connections, self._stopping, others),
             host, port, ssl=context, reuse_port=self._settings.workers > 1,
         )  # fmt: skip
 
@@ -75,14 +80,14 @@ class Server:
         """Take no more requests, answer those that are here within GRACE_S, then close."""
         if self._listener is not None:
             self._listener.close()
-        for connection in list(self._connections):
-            connection.leave()
-        await self._others.cleanup()
         deadline = asyncio.get_running_loop().time() + GRACE_S
         while self._connections and asyncio.get_running_loop().time() < deadline:
+            for connection in list(self._connections):
+                connection.leave()
             await asyncio.sleep(0.02)
         for connection in list(self._connections):
             connection.close()
+        await self._others.cleanup()  # last: until then connections may be passed on to it
 
 
 class _Connection(asyncio.Protocol):
@@ -93,11 +98,13 @@ class _Connection(asyncio.Protocol):
         exports: Exports,
         settings: GatewaySettings,
         connections: "set[_Connection]",
+        stopping: asyncio.Event,
         others: web.Server,
     ) -> None:
         self._exports = exports
         self._settings = settings
         self._connections = connections
+        self._stopping = stopping
         self._others = others
         self._head = b""  # what has arrived of the next request
         self._body: _Body | None = None
@@ -145,9 +152,8 @@ class _Connection(asyncio.Protocol):
                     self._next()
 
     def leave(self) -> None:
-        """Close after the answer that is due, or at once."""
-        self._ends_s = 0.0
-        if self._task is None:
+        """Close where no answer is due and no request can be on its way any more."""
+        if self._task is None and time.monotonic() - self._seen_s > LAST_WORD_S:
             self.close()
 
     def close(self) -> None:
@@ -185,7 +191,8 @@ class _Connection(asyncio.Protocol):
             return
         self._seen_s = time.monotonic()
         last = (
-            self._seen_s > self._ends_s
+            self._stopping.is_set()
+            or self._seen_s > self._ends_s
             or headers.get(b"connection", b"").lower() == b"close"
             or (self._said_all and END not in self._head)
         )

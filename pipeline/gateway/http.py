@@ -1,5 +1,6 @@
 """OTLP/HTTP, source: the OTLP specification 1.9, "OTLP/HTTP"; and rows of registered tables beside it."""
 
+import asyncio
 import json
 import random
 import time
@@ -30,10 +31,16 @@ CLIENTS = 10_000  # whose connections' ages are known
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(exports: Exports, events: Events, settings: GatewaySettings) -> web.Application:
-    """POST /v1/logs, /v1/metrics, /v1/traces, and /v1/events/{table}."""
+def application(
+    exports: Exports, events: Events, settings: GatewaySettings, stopping: asyncio.Event
+) -> web.Application:
+    """POST /v1/logs, /v1/metrics, /v1/traces, and /v1/events/{table}.
+
+    Once `stopping` is set each answer is the last of its connection.
+    """
     app = web.Application(
-        client_max_size=settings.max_body_bytes, middlewares=[_ageing(settings.max_connection_age_s), _stated]
+        client_max_size=settings.max_body_bytes,
+        middlewares=[_ageing(settings.max_connection_age_s, stopping), _stated],
     )
     routes = [app.router.add_post(f"/v1/{signal}", _handler(signal, exports, settings)) for signal in SIGNALS]
     routes.append(app.router.add_post("/v1/events/{table}", _rows_handler(events, settings)))
@@ -150,7 +157,7 @@ def _allowed(error: web.HTTPClientError) -> dict[str, str]:
     return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
 
 
-def _ageing(max_age_s: float) -> Middleware:
+def _ageing(max_age_s: float, stopping: asyncio.Event) -> Middleware:
     """Close old connections after an answer, so that a load balancer can move their clients."""
     ends: dict[object, float] = {}  # by the client's address, oldest first
 
@@ -163,7 +170,7 @@ def _ageing(max_age_s: float) -> Middleware:
                 del ends[next(iter(ends))]  # most likely gone without an answer that we could have closed
             end = ends[client] = now_s + max_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
         response = await handler(request)
-        if time.monotonic() > end:
+        if stopping.is_set() or time.monotonic() > end:
             ends.pop(client, None)
             response.force_close()
         return response

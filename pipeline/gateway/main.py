@@ -119,7 +119,8 @@ async def _serve(settings: Settings) -> None:
         return {part: reason for part, reason in reasons.items() if reason}
 
     tables.start()
-    servers = await _listen(gateway, (exports, events), certificates, health.routes(unready, degraded))
+    answering = exports, events, stop
+    servers = await _listen(gateway, answering, certificates, health.routes(unready, degraded))
     draining = asyncio.create_task(outlet.drain(stop))
     watched = (gateway.tenants_file, gateway.tls_certificate_file, gateway.tls_key_file, gateway.tls_client_ca_file)
     files = [file for file in watched if file]
@@ -156,14 +157,17 @@ class _Servers(NamedTuple):
 
 
 async def _listen(
-    gateway: GatewaySettings, answering: tuple[Exports, Events], certificates: Certificates, probes: list[web.RouteDef]
+    gateway: GatewaySettings,
+    answering: tuple[Exports, Events, asyncio.Event],
+    certificates: Certificates,
+    probes: list[web.RouteDef],
 ) -> _Servers:
-    exports, events = answering
-    app = http.application(exports, events, gateway)
+    exports, events, stopping = answering
+    app = http.application(exports, events, gateway, stopping)
     health_app = web.Application() if gateway.health_port else app
     health_app.router.add_routes(probes)
     servers = _Servers(
-        front.Server(exports, gateway, app),
+        front.Server(exports, gateway, app, stopping),
         grpc.Server(exports, gateway),
         web.AppRunner(health_app, access_log=None),
     )

@@ -1,6 +1,7 @@
 """The gateway as a process, mostly with Kafka away: what it checks, where it listens, what it reads again, how it ends."""
 
 import contextlib
+import http.client
 import io
 import os
 import pathlib
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import fastavro
@@ -21,7 +23,7 @@ from pipeline.gateway.tenants import hashed
 from pipeline.kafka.reader import Reader
 from pipeline.settings import PREFIX, KafkaSettings, Settings
 from tests.conftest import free_ports
-from tests.gateway.served import PROTOBUF
+from tests.gateway.served import JSON, PROTOBUF
 from tests.otlp.requests import logs
 from tests.registry.served import Registry
 from tests.tables import made
@@ -214,6 +216,38 @@ def test_sigterm_ends_it_in_time_and_what_it_took_is_in_the_spool(tmp_path: path
     with process.serving():
         metrics = httpx.get(f"http://127.0.0.1:{process.http_port}/metrics").text
         assert "pipeline_spool_messages 1.0" in metrics
+
+
+def test_no_request_fails_by_its_end(tmp_path: pathlib.Path) -> None:
+    """Clients that keep their connections are told to let go before these are closed, whichever road they take."""
+    process = Process(tmp_path)
+    with process.serving() as running, ThreadPoolExecutor() as clients:
+        under_way = [
+            clients.submit(until_nobody_listens, process.http_port, *request)
+            for request in ((PROTOBUF, logs("x").SerializeToString()), (JSON, b"{}"))
+            for _ in range(4)
+        ]
+        time.sleep(0.3)
+        running.terminate()
+        assert running.wait(20) == 0
+        for client in under_way:
+            client.result()
+
+
+def until_nobody_listens(port: int, headers: dict[str, str], body: bytes) -> None:
+    """Send again and again, over one connection while it may be kept."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    while True:
+        try:
+            connection.connect()
+        except ConnectionRefusedError:
+            return
+        while connection.sock:
+            time.sleep(0.02)
+            connection.request("POST", "/v1/logs", body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
 
 
 def test_rows_of_a_new_table_are_in_kafka(kafka: str, registry: Registry, tmp_path: pathlib.Path) -> None:
