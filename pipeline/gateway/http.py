@@ -45,9 +45,9 @@ def application(
     routes = [app.router.add_post(f"/v1/{signal}", _handler(signal, exports, settings)) for signal in SIGNALS]
     routes.append(app.router.add_post("/v1/events/{table}", _rows_handler(events, settings)))
     if settings.cors_origins:
-        # Without credentials: browsers send the API key as a header, which a page must know anyway.
+        # With credentials, since navigator.sendBeacon asks for them; we set none: a page must know its API key anyway.
         options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
-            allow_headers="*", allow_methods=["POST"], expose_headers=["Retry-After"]
+            allow_credentials=True, allow_headers="*", allow_methods=["POST"], expose_headers=["Retry-After"]
         )
         cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(settings.cors_origins, options))
         for route in routes:

@@ -334,15 +334,17 @@ def test_headers_that_are_no_text_are_no_bug(gateway: Gateway, name: str) -> Non
 
 
 def test_pages_of_named_origins_may_send_and_others_not(gateway: Gateway) -> None:
-    """CORS: preflight and answer, for the origins in the settings only."""
+    """CORS: preflight and answer, for the origins in the settings only; sendBeacon asks with credentials."""
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type,authorization"}
     url = f"{gateway.http}/v1/traces"
     allowed = httpx.options(url, headers={"origin": "https://shop.example", **asked})
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    assert allowed.headers["access-control-allow-credentials"] == "true"
     assert "AUTHORIZATION" in allowed.headers["access-control-allow-headers"].upper()
     answer = gateway.post(b"", {**PROTOBUF, "origin": "https://shop.example"}, "/v1/traces")
     assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+    assert answer.headers["access-control-allow-credentials"] == "true"
     assert httpx.options(url, headers={"origin": "https://evil.example", **asked}).status_code == 403
     refused = gateway.post(b"", {**PROTOBUF, "origin": "https://evil.example"}, "/v1/traces")
     assert "access-control-allow-origin" not in refused.headers
