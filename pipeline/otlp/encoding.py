@@ -26,7 +26,7 @@ from pipeline.record.framing import (
     largest,
     place_untimed,
 )
-from pipeline.record.series import scope_labels
+from pipeline.record.series import Scope, scope_labels
 
 Span = Sequence[int]  # start and end of a part in the body
 
@@ -138,9 +138,12 @@ class Request:
 
     def _scope(self, resource: Shared, message: Any) -> Shared:
         scope = message.scope
-        attributes = self.attributes.map(scope.attributes[:])
-        fields = (resource.fields, STRING[scope.name], STRING[scope.version], attributes, STRING[message.schema_url])
-        named = {key: pair(key, text) for key, text in scope_labels(scope.name, scope.version).items()}
+        attributes = self.attributes.pairs(scope.attributes[:])
+        fields = (
+            resource.fields, STRING[scope.name], STRING[scope.version], pair_map(attributes), STRING[message.schema_url]
+        )  # fmt: skip
+        texts = {key: text_in(attributes, key).decode() for key in attributes}
+        named = {key: pair(key, text) for key, text in scope_labels(Scope(scope.name, scope.version, texts)).items()}
         return resource._replace(fields=b"".join(fields), labels=resource.labels | named)
 
     # The way out: records into container files.

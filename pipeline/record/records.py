@@ -12,12 +12,14 @@ from pipeline.record import layout as layouts
 from pipeline.record.avro import long, pair
 from pipeline.record.layout import Kind, Layout, Raw, Shared
 from pipeline.record.schema import CURRENT, Signal
-from pipeline.record.series import labels, series_id
+from pipeline.record.series import Scope, labels, series_id
 
 Texts = Mapping[str, str]
 NONE: Texts = MappingProxyType({})
 GIVEN = frozenset({"event_id", "region", "received_time", "tenant", "series_id"})  # the platform's to set
-LABELLED = frozenset({"metric_name", "resource_attributes", "scope_name", "scope_version", "attributes"})
+LABELLED = frozenset(
+    {"metric_name", "resource_attributes", "scope_name", "scope_version", "scope_attributes", "attributes"}
+)
 
 
 class SpanEvent(NamedTuple):
@@ -331,7 +333,7 @@ def with_series(point: MetricPoint, parent: Record) -> MetricPoint:
     """The point with the series that its labels name, where an agent changed one of them."""
     if not point._changed.keys() & LABELLED:
         return point
-    scope = point.scope_name, point.scope_version
+    scope = Scope(point.scope_name, point.scope_version, dict(point.scope_attributes))
     told_apart = labels(dict(point.resource_attributes), scope, dict(point.attributes))
     found = series_id(parent.tenant, point.metric_name, {key: pair(key, text) for key, text in told_apart.items()})
     made = point.replace()

@@ -25,7 +25,7 @@ SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
 SERIES_COLUMNS = (
     "series_id", "tenant", "metric_name", "service", "host", "description", "unit", "type", "temporality", "monotonic",
-    "resource_attributes", "scope_name", "scope_version", "attributes",
+    "resource_attributes", "scope_name", "scope_version", "scope_attributes", "attributes",
 )  # fmt: skip
 POINT_COLUMNS = ("event_id", "region", "received_time", "type", "series_id", "time", "value")
 OBSERVATIONS = ("count", "sum", "min", "max")

@@ -10,7 +10,7 @@ import psycopg
 
 from pipeline import native
 from pipeline.record import schema
-from pipeline.record.series import labels
+from pipeline.record.series import Scope, labels
 from pipeline.settings import PostgresSettings
 from pipeline.telemetry import metrics
 from pipeline.timescale import rows, upsert
@@ -143,7 +143,7 @@ def _series(joined: bytes, unknown: set[int]) -> list[tuple[object, ...]]:
     frame = rows.read(joined, rows.SERIES_COLUMNS).filter(pl.col("series_id").is_in(unknown))
     found = []
     for point in frame.unique("series_id").sort("series_id").iter_rows(named=True):
-        scope = point["scope_name"], point["scope_version"]
+        scope = Scope(point["scope_name"], point["scope_version"], point["scope_attributes"])
         told_apart = labels(point["resource_attributes"], scope, point["attributes"])
         text = json.dumps({_storable(key): _storable(value) for key, value in told_apart.items()}, ensure_ascii=False)
         found.append((*(_storable(point[column]) for column in rows.SERIES_COLUMNS[:10]), text))

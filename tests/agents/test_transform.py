@@ -129,6 +129,7 @@ def test_one_from_one_keeps_its_id_and_further_records_have_their_own() -> None:
         (Span(events=(SpanEvent(T0, "x"),)), {"events": ()}, True),
         (MetricPoint(metric_name="m"), {"description": "d"}, False),
         (MetricPoint(metric_name="m"), {"attributes": {"a": "b"}}, True),
+        (MetricPoint(metric_name="m"), {"scope_attributes": {"a": "b"}}, True),
     ],
 )
 def test_what_stores_file_elsewhere_is_another_event(record: Record, change: dict[str, Any], moves: bool) -> None:

@@ -364,6 +364,7 @@ def test_series_keep_their_words(metrics_store: Metrics) -> None:
     request = gauges(service, ("na'me\0 ü", T0, 1.0))
     [scope_metrics] = request.resource_metrics[0].scope_metrics
     scope_metrics.scope.name, scope_metrics.scope.version = "sco\0pe", "v'1"
+    scope_metrics.scope.attributes.extend(attributes({"po\0ol": "a'b", "name": "hidden"}))
     metric = scope_metrics.metrics[0]
     metric.description, metric.unit = 'de\0sc "', "µ\\s"
     metric.gauge.data_points[0].attributes.extend(attributes(odd))
@@ -379,7 +380,7 @@ def test_series_keep_their_words(metrics_store: Metrics) -> None:
     ) == [
         ("acme", "na'me\ufffd ü", "h\ufffdost", "de\ufffdsc \"", "µ\\s", "gauge", "unspecified", False, {
             "service.name": service, "host.name": "h\ufffdost",
-            "otel.scope.name": "sco\ufffdpe", "otel.scope.version": "v'1", **odd_stored,
+            "otel.scope.name": "sco\ufffdpe", "otel.scope.version": "v'1", "otel.scope.po\ufffdol": "a'b", **odd_stored,
         })
     ]  # fmt: skip
 

@@ -151,13 +151,22 @@ def test_a_point_without_recorded_value_has_none() -> None:
 
 
 def test_scopes_with_one_metric_name_are_two_series() -> None:
-    """Two libraries that measure under one name do not overwrite each other."""
+    """Two libraries that measure under one name do not overwrite each other, nor two meters of one: a scope is its
+    name, its version and its attributes."""
     request = type(ONE_OF_EVERYTHING["metrics"])()
-    for scope in ("one", "two"):
+    scopes = (
+        ("one", "", {}),
+        ("two", "", {}),
+        ("two", "1", {}),
+        ("two", "1", {"pool": "a"}),
+        ("two", "1", {"pool": "b"}),
+    )
+    for name, version, own in scopes:
         scope_metrics = request.resource_metrics.add().scope_metrics.add()  # type: ignore[attr-defined]
-        scope_metrics.scope.name = scope
+        scope_metrics.scope.name, scope_metrics.scope.version = name, version
+        scope_metrics.scope.attributes.extend(attributes(own))
         scope_metrics.metrics.add(name="duration").gauge.data_points.add(as_int=1, time_unix_nano=T0)
-    assert len({point["series_id"] for point in records(encode("metrics", request))}) == 2
+    assert len({point["series_id"] for point in records(encode("metrics", request))}) == len(scopes)
 
 
 def test_times_beyond_63_bits_keep_their_bits() -> None:

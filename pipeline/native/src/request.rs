@@ -308,6 +308,9 @@ impl<'a> Request<'a> {
         attributes.write(fields);
         avro::blob(fields, found.schema_url.as_bytes());
         shared.hashed.absorb(fields);
+        for (key, text) in attributes.iter() {
+            put(&mut shared.labels, &[b"otel.scope.", key].concat(), text);
+        }
         for (key, text) in [("otel.scope.name", found.name), ("otel.scope.version", found.version)] {
             if !text.as_bytes().is_empty() {
                 put(&mut shared.labels, key.as_bytes(), text.as_bytes());
