@@ -91,5 +91,6 @@ CODINGS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
     "gzip": _gzip,
     "x-gzip": _gzip,
     "deflate": _deflate,
+    "zlib": _deflate,  # as the Collector's exporter calls it
     "zstd": _zstd,
 }

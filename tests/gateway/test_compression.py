@@ -24,9 +24,10 @@ CODINGS: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("gzip", gzip.compress),
     ("deflate", zlib.compress),
     ("deflate", bare_deflate),
+    ("zlib", zlib.compress),
     ("zstd", zstd.compress),
 ]
-every_coding = pytest.mark.parametrize(("coding", "compress"), CODINGS, ids=["gzip", "deflate", "bare", "zstd"])
+every_coding = pytest.mark.parametrize(("coding", "compress"), CODINGS, ids=["gzip", "deflate", "bare", "zlib", "zstd"])
 
 
 @every_coding
