@@ -198,7 +198,7 @@ def into_live(
 
     with folder.locked(), progress_bars() as tell:
 
-        def progress(records: int, _: int) -> None:
+        def progress(records: int) -> None:
             nonlocal done
             done += records
             tell("written", done, plan.records)

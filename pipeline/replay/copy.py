@@ -27,7 +27,7 @@ HEADER = "sandbox"  # `<source topic>/<partition>@<offset>`
 BATCH_BYTES = 8 * 1024 * 1024
 BATCH_RECORDS = 20_000
 SETTLED_S = 0.5  # what a killed predecessor had sent is in the log by then
-Progress = Callable[[int, int], None]  # records and offsets passed
+Progress = Callable[[int], None]  # records passed
 
 
 class Copied(NamedTuple):
@@ -75,7 +75,7 @@ class Copier:
         copied_bytes = 0
         for stage in _stages(slices):
             started, passed_records = time.monotonic(), 0
-            for batch, offsets in batches(self._reader, [each.range for each in stage], rate):
+            for batch in batches(self._reader, [each.range for each in stage], rate):
                 held = time.monotonic()
                 hold()
                 started += time.monotonic() - held
@@ -89,7 +89,7 @@ class Copier:
                 self._keep(wanted)
                 self._outbox.publish([_outgoing(message) for message in wanted])
                 records = sum(map(records_of, batch))
-                progress(records, offsets)
+                progress(records)
                 passed_records += records
                 time.sleep(max(0.0, started + passed_records / rate - time.monotonic()))
 
@@ -140,25 +140,19 @@ def _after(slices: list[Slice], copied: Copied | None) -> list[Slice]:
     return [slices[at].model_copy(update={"start": copied.offset + 1}), *slices[at + 1 :]]
 
 
-def batches(reader: Reader, ranges: Sequence[Range], rate: int) -> Iterator[tuple[list[Message], int]]:
-    """All messages in batches for a store, of two seconds at `rate` records a second or less, each with how many
-    offsets were passed."""
+def batches(reader: Reader, ranges: Sequence[Range], rate: int) -> Iterator[list[Message]]:
+    """All messages in batches for a store, of two seconds at `rate` records a second or less; none is empty."""
     most = min(BATCH_RECORDS, rate * 2)
     batch: list[Message] = []
-    size = records = offsets = 0
-
-    def count(passed: int) -> None:
-        nonlocal offsets
-        offsets += passed
-
-    for message in reader.read(ranges, count):
+    size = records = 0
+    for message in reader.read(ranges):
         batch.append(message)
         size, records = size + len(message.value), records + records_of(message)
         if size >= BATCH_BYTES or records >= most:
-            yield batch, offsets
-            batch, size, records, offsets = [], 0, 0, 0
-    if batch or offsets:
-        yield batch, offsets
+            yield batch
+            batch, size, records = [], 0, 0
+    if batch:
+        yield batch
 
 
 def as_delivered(message: Message) -> delivery.Message:

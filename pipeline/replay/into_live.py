@@ -48,7 +48,7 @@ def fill(plan: Plan, live: Settings, rate: int, progress: Progress) -> None:
     left = _left(plan, live)
     deliveries = _deliveries(plan, live)
     started, passed = time.monotonic(), 0
-    for batch, offsets in batches(Reader(live.kafka), left, rate):
+    for batch in batches(Reader(live.kafka), left, rate):
         for topic in {message.topic for message in batch}:
             mine = [as_delivered(message) for message in batch if message.topic == topic]
             for delivery in deliveries[topic]:
@@ -57,7 +57,7 @@ def fill(plan: Plan, live: Settings, rate: int, progress: Progress) -> None:
         Groups(live.kafka).move(group(plan), reached)
         records = sum(map(records_of, batch))
         passed += records
-        progress(records, offsets)
+        progress(records)
         time.sleep(max(0.0, started + passed / rate - time.monotonic()))
 
 

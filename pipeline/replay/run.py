@@ -168,7 +168,7 @@ def _copy(folder: Folder, live: Settings, made: Changed, running: _Running, tell
     passed = 0
     folder.note("copying", copied_records=done)
 
-    def progress(records: int, _: int) -> None:
+    def progress(records: int) -> None:
         nonlocal done, passed
         done, passed = done + records, passed + records
         folder.note("copying", copied_records=done)

@@ -253,6 +253,15 @@ def test_a_store_is_repaired_from_kafka(world: World) -> None:
     drop.drop(folder, world.live)
 
 
+def test_no_batch_is_empty(world: World) -> None:
+    """Where the last message fills a batch there is none behind it: of nothing there is no place to commit."""
+    world.plan("full-1", "logs_raw")
+    plan = Folder.of("full-1", world.live).plan
+    read = [*copy.batches(Reader(world.live.kafka), [each.range for each in plan.slices], rate=1)]
+    assert [len(batch) for batch in read] == [1] * plan.messages
+    drop.drop(Folder.of("full-1", world.live), world.live)
+
+
 def test_a_forgotten_sandbox_is_dropped_when_its_time_is_over(world: World) -> None:
     """`maintain` plans it after its lifetime, not before; dropped half, it is dropped whole."""
     world.plan("old-1", "logs_raw")
