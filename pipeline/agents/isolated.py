@@ -27,6 +27,7 @@ log = structlog.get_logger()
 LOOK_S = 0.25  # how often time and memory are looked at
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 5.0
+IN_VAIN = 5  # processes that a message may cost without a record to blame
 
 
 class _Gone(Exception):
@@ -49,11 +50,12 @@ class Isolated:
         self._looked_s = 0.0
 
     def transform(self, message: Message) -> Made:
-        """As `transform.transform`; raises Unavailable too, where the agent says that the world is away or its `start`
-        fails, and Misconfigured where its file or settings are not good."""
+        """As `transform.transform`; raises Rejected too, where the process ends again and again and no record is to
+        blame, Unavailable, where the agent says that the world is away or its `start` fails, and Misconfigured where
+        its file or settings are not good."""
         known_bad: dict[int, str] = {}
         alone = False
-        tried = NO_RECORD
+        tried, in_vain = NO_RECORD, 0
         while True:
             try:
                 return self._ask(Task(message, known_bad, alone))
@@ -64,10 +66,14 @@ class Isolated:
                     raise Rejected(gone.reason) from None
                 if self._agent.batch and not alone:
                     alone = True
-                elif gone.surely or gone.number == tried:
+                elif (gone.surely or gone.number == tried) and gone.number not in known_bad:
                     known_bad[gone.number] = gone.reason
+                    in_vain = 0
+                elif in_vain == IN_VAIN:
+                    raise Rejected(gone.reason) from None
                 else:
                     tried = gone.number  # it may have been what came before; a new process will tell
+                    in_vain += 1
 
     def close(self) -> None:
         """Let the agent stop; a record that it is at is given up."""

@@ -30,7 +30,8 @@ def start(tmp_path: pathlib.Path) -> Iterator[Start]:
     def started(body: str, behind: str = "", **own: Any) -> Isolated:
         head = "import re, time\nfrom pipeline.agents import agent\nheld = []\n\n"
         code = '@agent(reads="logs_raw", writes="logs_norm", version=1)\ndef odd(record):\n'
-        (tmp_path / "odd.py").write_text(head + code + textwrap.indent(textwrap.dedent(body), "    ") + f"\n{behind}")
+        code += textwrap.indent(textwrap.dedent(body), "    ")
+        (tmp_path / "odd.py").write_text(f"{head}{code}\n{textwrap.dedent(behind)}")
         [agent] = of_file(tmp_path / "odd.py")
         settings = Settings(agents={"odd": own})
         running.append(Isolated(agent, settings_of(agent, settings)[0], settings, {"logs": "logs_norm"}))
@@ -92,6 +93,29 @@ def test_a_record_that_takes_for_ever_is_given_up_alone(start: Start, body: str)
     assert failed.number == 1
     assert failed.reason.endswith("odd.py:5: odd at record 1: it took longer than 0.5 s (record_within_s).")
     assert stopped.get() == before + 1
+
+
+def test_a_process_that_ends_at_another_record_each_time_is_given_up(start: Start) -> None:
+    """No record is to blame: the message is rejected after some processes, and does not hold its topic for ever."""
+    odd = start(
+        """
+        import os, pathlib
+        held.append(1)
+        if len(held) == len(starts().read_bytes()): os._exit(3)
+        return record
+        """,
+        """
+        def starts():
+            import pathlib
+            return pathlib.Path(__file__).with_name("starts")
+
+        @odd.start
+        def begin(settings):
+            with starts().open("ab") as file: file.write(b".")
+        """,
+    )
+    with pytest.raises(Rejected, match="its process ended with exit code 3"):
+        odd.transform(bodies(*"abcdefghijkl"))
 
 
 def test_a_leak_is_a_new_process_counted_and_nothing_else(start: Start) -> None:
