@@ -101,6 +101,8 @@ def transform(
             pieces.add(records[number], answer, blocks[number])
         except Rejected as reason:
             bad[number] = str(reason)
+        except (ValueError, IndexError) as error:  # fields are read where they are asked for
+            bad[number] = f"The record does not decode: {str(error) or 'a value goes on past its end'}."
     tap = of.signal not in running.topics  # what it reads goes on by another way
     return Made(
         len(records),

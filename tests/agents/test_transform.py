@@ -280,6 +280,22 @@ def test_damage_is_rejected(cut: int) -> None:
         made(keep, came._replace(value=bytes(damaged)))
 
 
+def test_damage_that_only_the_answer_meets_is_its_records() -> None:
+    """Fields are read where they are asked for: one that no function read and that is damaged fails its record, and
+    neither its neighbours nor the process."""
+
+    @agent(reads="metrics_raw", writes="metrics_norm", version=1)
+    def moved(record: MetricPoint) -> MetricPoint:
+        return record.replace(attributes={"a": "b"})
+
+    rooms = ("a", "damaged", "c")
+    came = of(*(MetricPoint(metric_name="m", time=T0, value=1.0, resource_attributes={"room": each}) for each in rooms))
+    found = made(moved, came._replace(value=came.value.replace(b"damaged", b"\xffamaged")))
+    [failed] = found.failed
+    assert (failed.number, failed.reason.partition(": ")[0]) == (1, "The record does not decode")
+    assert [each["resource_attributes"]["room"] for each in emitted(found, "metrics_norm")] == ["a", "c"]
+
+
 def test_the_import_is_light() -> None:
     """An agent's file brings neither Faust nor polars."""
     code = "import sys, pipeline.agents; sys.exit(any(name in sys.modules for name in ('faust', 'polars', 'aiokafka')))"
