@@ -25,6 +25,7 @@ read what it writes.
 import hashlib
 import ipaddress
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -194,7 +195,7 @@ class Redactor:
         return cleaned
 
     def _instead(self, kind: str, text: str) -> str:
-        if text.startswith(f"[{kind}") and text.endswith("]"):
+        if re.fullmatch(rf"\[{re.escape(kind)}(:[0-9a-f]{{16}})?\]", text):
             return text  # of an agent before this one
         if not self._hash_key:
             return f"[{kind}]"
