@@ -175,9 +175,13 @@ class Delivery:
             before_sleep=count_and_tell,
             sleep=self._sleep,
         )
-        try:
+
+        async def once() -> int:
             with metrics.STORE_SECONDS.labels(self._writer.name).time():
-                records: int = await retrying(asyncio.to_thread, self._writer.write, part)
+                return await asyncio.to_thread(self._writer.write, part)
+
+        try:
+            records: int = await retrying(once)
         finally:
             if self.waits.pop(this, None) is not None:
                 away.dec()

@@ -145,3 +145,17 @@ def test_what_waits_is_counted_and_says_for_what() -> None:
     asyncio.run(waiting.deliver([GOOD]))
     assert seen == [(1, ["away"]), (1, ["still"])]
     assert (gauge.get(), waiting.waits, len(dead.buried)) == (0, {}, 1)
+
+
+def test_waiting_for_a_store_is_no_time_of_its_transactions() -> None:
+    """A store that is away for a while shows as away, and does not make its transactions look slow."""
+    seconds = metrics.STORE_SECONDS.labels("memory")._sum
+    before = seconds.get()
+
+    async def sleep(_: float) -> None:
+        await asyncio.sleep(0.1)
+
+    memory = Memory("logs", away=5)
+    asyncio.run(Delivery(MemoryWriter(memory), Dead(), sleep=sleep).deliver([GOOD]))
+    assert stored(memory) == [GOOD.offset]
+    assert seconds.get() - before < 0.4
