@@ -211,7 +211,12 @@ class Exports:
         try:
             await held.reserve(0)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._aside, lambda: encode(opened(received, coding, most)))
+            encoding = loop.run_in_executor(self._aside, lambda: encode(opened(received, coding, most)))
+            try:
+                return await asyncio.shield(encoding)
+            except asyncio.CancelledError:  # the thread holds the body until it is done with it
+                await asyncio.gather(encoding, return_exceptions=True)
+                raise
         finally:
             self._large.release()
 
