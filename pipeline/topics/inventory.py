@@ -58,7 +58,7 @@ def describe(declared: list[Topic], names: list[str], settings: KafkaSettings) -
         for group in files[name].consumers if name in files else ():
             committed = groups.committed(group, list(ranges))
             lag[group] = sum(
-                each.end - max(each.start, committed[place].offset if place in committed else each.start)
+                max(0, each.end - max(each.start, committed[place].offset if place in committed else each.start))
                 for place, each in ranges.items()
             )
         one = live[name]

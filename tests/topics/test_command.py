@@ -10,6 +10,7 @@ import uuid
 from pipeline import topics
 from pipeline.delivery import Message
 from pipeline.kafka.admin import Cluster
+from pipeline.kafka.groups import Committed, Groups
 from pipeline.settings import KafkaSettings, Settings
 from tests.agents.process import send
 from tests.audit.world import container, file, record
@@ -92,6 +93,18 @@ def test_a_strange_topic_is_imported_described_and_deleted(kafka: str) -> None:
     assert run(kafka, "delete", name, answer="n\n").returncode == 130
     assert run(kafka, "delete", name, "--yes").returncode == 0
     assert run(kafka, "describe", name).returncode == 2
+
+
+def test_a_group_that_is_behind_a_topic_made_anew_lags_by_nothing(kafka: str) -> None:
+    """It committed further in the topic of before: what is left is no negative number, and takes from no other's."""
+    settings = KafkaSettings(bootstrap_servers=kafka)
+    topics.apply_all(Settings(kafka=settings))
+    Groups(settings).move("pg_writer", {("service_calls", 0): Committed(1_000_000, "")})
+    try:
+        [described] = json.loads(run(kafka, "describe", "service_calls", "--json").stdout)
+        assert described["lag"] == {"ch_writer": 0, "pg_writer": 0}
+    finally:
+        Groups(settings).move("pg_writer", {("service_calls", 0): Committed(0, "")})
 
 
 def test_tail_shows_records_that_are_asked_for(kafka: str) -> None:
