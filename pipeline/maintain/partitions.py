@@ -30,6 +30,7 @@ FINAL = (
     "UPDATE metrics_points_kept SET since = greatest(since, {cutoff})",
     "DELETE FROM metrics_changed_hours WHERE hour < {cutoff}",
 )
+PARTITIONED = "SELECT to_regclass(%s) IS NOT NULL"
 PARTITIONS = """
     SELECT
         c.oid::regclass::text,
@@ -90,11 +91,12 @@ def plan(
     now: datetime.datetime,
 ) -> list[Change]:
     """Partitions for yesterday, for the days ahead, for what is kept in the default partition and for rollups that will
-    be refreshed; then what has expired."""
+    be refreshed; then what has expired. What is called as a registered table and was not made as one is left alone."""
     today = ORIGIN + (now - ORIGIN) // DAY * DAY
     days = [today + n * DAY for n in range(-1, retention.partitions_ahead_days + 1)]
     changes: list[Change] = []
-    for table in tables(retention, registered):
+    made = [each for each in registered if _is_partitioned(connected, each.name)]
+    for table in tables(retention, made):
         names = {
             "table": sql.Identifier(table.name),
             "rest": sql.Identifier(table.partition("default")),
@@ -118,6 +120,10 @@ def plan(
         if old or rest:
             changes.append(_expired(table, old, names))
     return changes
+
+
+def _is_partitioned(connected: psycopg.Connection, name: str) -> bool:
+    return connected.execute(PARTITIONED, (f"{name}__default",)).fetchone() == (True,)
 
 
 def _start(day: datetime.datetime, span_days: int) -> datetime.datetime:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
+from pipeline.errors import Misconfigured
 from pipeline.maintain.change import Change
 from pipeline.maintain.registered import Registered
 from pipeline.settings import RetentionSettings
@@ -50,6 +51,7 @@ BEFORE_2_18 = Dialect(
     " timescaledb.compress_orderby = {order})",
     "SELECT add_compression_policy({table}, compress_after => {value})",
 )
+POINTS = "metrics_points"
 HAS_COLUMNSTORE = "SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'add_columnstore_policy')"
 
 
@@ -73,7 +75,7 @@ class Rollup(NamedTuple):
 
 def tables(retention: RetentionSettings, registered: Sequence[Registered]) -> list[Table]:
     of_points = [
-        "metrics_points", "metrics_histograms", "metrics_exponential_histograms", "metrics_summaries",
+        POINTS, "metrics_histograms", "metrics_exponential_histograms", "metrics_summaries",
     ]  # fmt: skip
     return [
         *(Table(name, retention.points_days, "series_id", "time") for name in of_points),
@@ -92,17 +94,25 @@ def rollups(retention: RetentionSettings) -> list[Rollup]:
 
 def plan(connected: psycopg.Connection, retention: RetentionSettings, registered: Sequence[Registered]) -> list[Change]:
     """What of chunk sizes, column store, retention and refresh differs from the settings. Refreshes are bounded before
-    anything is dropped."""
+    anything is dropped. What is called as a registered table and was not made as one is left alone.
+
+    Raise Misconfigured where a table of ours is no hypertable, or a rollup is not refreshed.
+    """
     current = connected.execute(HAS_COLUMNSTORE).fetchone() == (True,)
     dialect = COLUMNSTORE if current else BEFORE_2_18
     hypertables = {name: rest for name, *rest in connected.execute(HYPERTABLES)}
+    if POINTS not in hypertables:
+        raise Misconfigured(
+            f"{POINTS} is no hypertable: the extension timescaledb came into this database after the migrations, which "
+            "do not look for it again. Drop the extension, or migrate an empty database and replay into it."
+        )
     policies = Policies(connected)
     changes: list[Change] = []
     for rollup in rollups(retention):
         changes += policies.altered(
             rollup.name, "policy_refresh_continuous_aggregate", "start_offset", rollup.source_days
         )
-    for table in tables(retention, registered):
+    for table in tables(retention, [each for each in registered if each.name in hypertables]):
         chunk, columnar = hypertables[table.name]
         wanted = datetime.timedelta(hours=retention.chunk_hours)
         if chunk != wanted:
@@ -136,7 +146,12 @@ class Policies:
         return [Change(_sentence(table, key, days), (_text(add, table, value=_days(days)),))]
 
     def altered(self, table: str, procedure: str, key: str, days: int) -> list[Change]:
-        """The same, of a job that is there."""
+        """The same, of a job that must be there."""
+        if (table, procedure) not in self._jobs:
+            raise Misconfigured(
+                f"{table} has no job {procedure}, which the migrations made: add it again as they do, by "
+                "add_continuous_aggregate_policy."
+            )
         job, interval = self._jobs[table, procedure]
         if interval == datetime.timedelta(days=days):
             return []

@@ -1,4 +1,4 @@
-"""Registered tables that PostgreSQL has made, and how long each is kept."""
+"""Registered tables of which PostgreSQL has one of that name, and how long each is kept."""
 
 from typing import NamedTuple
 

@@ -210,3 +210,16 @@ def test_registered_tables_are_kept_as_long_as_they_say(settings: Settings, data
     assert partitions(database, "deployments") == {"_20261118": 1, "_20261120": 1}
     assert partitions(database, "deployments_default") == {"_20261031": 1, "_20261118": 1, "_20261120": 1}
     assert "deployments__20261118" in str(maintain.plan(settings, NOW + 4 * DAY, "postgres"))
+
+
+def test_somebodys_table_of_a_registered_name_is_left_alone(settings: Settings, database: psycopg.Connection) -> None:
+    """It stood there before the table was registered: what is ours is kept up all the same."""
+    database.execute("CREATE TABLE orders (id bigint)")
+    database.execute("INSERT INTO orders VALUES (1)")
+    database.execute(
+        "INSERT INTO table_registry (name, version, state, metadata) VALUES ('orders', 1, 'active', %s)",
+        ['{"stores": ["postgres"], "retention_days": 30}'],
+    )
+    assert maintain.run_all(settings, NOW, "postgres")
+    assert maintain.plan(settings, NOW, "postgres") == []
+    assert database.execute("SELECT count(*) FROM orders").fetchone() == (1,)

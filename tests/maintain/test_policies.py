@@ -6,6 +6,9 @@ import psycopg
 import pytest
 
 from pipeline import maintain
+from pipeline.errors import Misconfigured
+from pipeline.maintain import policies
+from pipeline.maintain.registered import Registered
 from pipeline.migrations.definitions import differences
 from pipeline.migrations.stores import Postgres
 from pipeline.settings import PostgresSettings, RetentionSettings, Settings
@@ -96,3 +99,14 @@ def test_servers_before_2_18_are_asked_by_their_names(
     assert timescale_database.execute(
         "SELECT count(*) FROM timescaledb_information.jobs WHERE proc_name = 'policy_compression'"
     ).fetchone() == (5,)
+
+
+def test_what_was_taken_away_by_hand_is_told(timescale_database: psycopg.Connection) -> None:
+    """A rollup that nothing refreshes is named in a sentence; a table that is called as a registered one and is none
+    is left alone."""
+    somebodys = Registered("metric_series", 30)
+    assert policies.plan(timescale_database, RetentionSettings(), [somebodys]) is not None
+    with timescale_database.transaction(force_rollback=True):
+        timescale_database.execute("SELECT remove_continuous_aggregate_policy('metrics_1m')")
+        with pytest.raises(Misconfigured, match=r"^metrics_1m has no job policy_refresh_continuous_aggregate"):
+            policies.plan(timescale_database, RetentionSettings(), [])
