@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pipeline import regions, topics
 from pipeline.errors import Misconfigured
+from pipeline.local.servers import port_of
 from pipeline.local.stack import MIRROR_MAKER, Mirror, Stack
 from pipeline.regions import Topology, mirror_maker
 from pipeline.settings import Settings
@@ -136,8 +137,8 @@ def region_settings(base: Settings, topology: Topology, alias: str, place: int) 
 
 
 def _moved(server: str, ports: int) -> str:
-    host, _, port = server.rpartition(":")
-    return f"{host}:{int(port) + ports}"
+    host = server.rpartition(":")[0]
+    return f"{host}:{port_of(server, 'replay.kafka_servers') + ports}"
 
 
 def _telling(tell: Callable[[str], None], alias: str) -> Callable[[str], None]:

@@ -19,6 +19,7 @@ import psutil
 import psycopg
 from confluent_kafka.admin import AdminClient
 
+from pipeline import digits
 from pipeline.errors import Misconfigured
 from pipeline.local import parts
 from pipeline.local.processes import Process, group_of
@@ -59,14 +60,22 @@ def kafka_ports(settings: Settings) -> tuple[int, int, int]:
     """The broker's port, its controller's one higher, and the one at which sandboxes log in."""
     if not settings.replay.kafka_servers:
         raise Misconfigured("The local Kafka serves sandboxes at replay.kafka_servers: name a port there.")
-    port = int(settings.kafka.bootstrap_servers.rpartition(":")[2])
-    sandboxes = int(settings.replay.kafka_servers.rpartition(":")[2])
+    port = port_of(settings.kafka.bootstrap_servers, "kafka.bootstrap_servers")
+    sandboxes = port_of(settings.replay.kafka_servers, "replay.kafka_servers")
     if sandboxes in (port, port + 1):
         raise Misconfigured(
             f"replay.kafka_servers cannot be port {sandboxes}: the local Kafka is at {port} itself and its controller "
             f"at {port + 1}. Name another port."
         )
     return port, port + 1, sandboxes
+
+
+def port_of(server: str, setting: str) -> int:
+    """Where a server of the stack is to listen; raises Misconfigured where the setting does not say."""
+    port = digits.number(server.rpartition(":")[2], 5, 0)
+    if not 0 < port < 1 << 16:
+        raise Misconfigured(f"{setting}: {server!r} names no port that the local stack could listen on: add one.")
+    return port
 
 
 def mirror_maker(properties: str, local: LocalSettings, tell: Tell) -> Process:
@@ -86,6 +95,11 @@ def mirror_maker(properties: str, local: LocalSettings, tell: Tell) -> Process:
 def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Process:
     """A server for settings.dsn: its user (superuser, no password, loopback only) and database are made."""
     dsn = parameters(settings)
+    missing = [name for name in ("user", "dbname") if not dsn.get(name)]
+    if missing:
+        raise Misconfigured(
+            f"postgres.dsn: names no {' and no '.join(missing)}, which the local PostgreSQL is to make."
+        )
     user = ORDINARY_USER if os.geteuid() == 0 else None
     home = _enterable(local.home / "postgres")
     binaries, data = parts.postgres_binaries(_enterable(local.parts), tell), home / "data"
@@ -109,7 +123,7 @@ def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Pr
 
 
 def postgres_port(settings: PostgresSettings) -> int:
-    return int(parameters(settings).get("port", 5432))
+    return port_of(str(parameters(settings).get("port", 5432)), "postgres.dsn")
 
 
 def _initdb(binaries: pathlib.Path, data: pathlib.Path, user: str | None, superuser: str) -> None:

@@ -249,6 +249,30 @@ def test_sandboxes_need_a_port_of_their_own(idle: Settings, higher: int) -> None
     assert pids(idle) == {}
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("kafka", {"bootstrap_servers": "localhost"}, r"^kafka\.bootstrap_servers: 'localhost' names no port"),
+        ("replay", {"kafka_servers": "localhost:x"}, r"^replay\.kafka_servers: 'localhost:x' names no port"),
+        ("postgres", {"dsn": SecretStr("host=localhost dbname=a")}, r"^postgres\.dsn: names no user"),
+        (
+            "postgres",
+            {"dsn": SecretStr("host=localhost user=a dbname=a port=1,2")},
+            r"^postgres\.dsn: '1,2' names no port",
+        ),
+    ],
+)
+def test_settings_from_which_no_server_can_be_made_are_named(
+    idle: Settings, part: str, change: dict[str, object], said: str
+) -> None:
+    """In a sentence, before anything is started."""
+    own = getattr(idle, part).model_copy(update=change)
+    server = "postgres" if part == "postgres" else "kafka"
+    with pytest.raises(Misconfigured, match=said):
+        Stack(idle.model_copy(update={part: own}), print).start([server])
+    assert pids(idle) == {}
+
+
 def test_a_recycled_pid_is_not_taken_for_ours(idle: Settings) -> None:
     """A process that was given the pid of a dead one is shown as stopped, and never signalled."""
     with subprocess.Popen(["sleep", "60"]) as stranger:
