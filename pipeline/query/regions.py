@@ -68,6 +68,7 @@ async def _one(question: Question, region: Region, within_s: float) -> list[Row]
     except PipelineError as error:
         return str(error)
     if not done:
+        asking.add_done_callback(lambda late: late.cancelled() or late.exception())  # told already: it took too long
         await _called_off(store.cancel)
         return f"It did not answer within {within_s:g} s."
     try:

@@ -350,6 +350,7 @@ def test_a_slow_region_is_named_and_called_off(served: Served) -> None:
             assert found["regions"]["slow"]["reason"] == f"It did not answer within {WITHIN_S:g} s."
             assert {row["region"] for row in found["rows"]} == {"eu"}
     _until(lambda: served.running("slow") == 0, 5)
+    assert "Traceback" not in served.log.read_text()
 
 
 @pytest.mark.parametrize("path", ["/v1/logs?regions=slow", "/v1/metrics?name=m&regions=slow"])
