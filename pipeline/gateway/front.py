@@ -11,16 +11,14 @@ import functools
 import http
 import random
 import re
-import socket
 import ssl
-import sys
 import time
 from typing import cast
 
 from aiohttp import web
 
 from pipeline.errors import Rejected
-from pipeline.gateway import tls
+from pipeline.gateway import sockets, tls
 from pipeline.gateway.answers import Answer
 from pipeline.gateway.exports import Call, Exports, Room, traceparent
 from pipeline.record.schema import Signal
@@ -115,9 +113,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._certificate = tls.names(transport.get_extra_info("peercert"))
-        if sys.platform == "linux":  # ends who does not read, also what aiohttp answers
-            own = transport.get_extra_info("socket")
-            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(IDLE_S * 1000))
+        sockets.cut_off_unread(transport)  # also what aiohttp answers
         self._connections.add(self)
         self._quiet = asyncio.get_running_loop().call_later(IDLE_S, self._look)
         self._seen_s = time.monotonic()

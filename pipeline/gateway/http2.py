@@ -7,13 +7,12 @@ GOAWAY that says which, as 5.4.1 allows.
 
 import asyncio
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hpack import HPACKError
 
-from pipeline.gateway import frames, headers, tls
+from pipeline.gateway import frames, headers, sockets, tls
 from pipeline.gateway.frames import (
     FIRST_FRAME_BYTES,
     FIRST_WINDOW_BYTES,
@@ -44,7 +43,6 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_RESETS = 1000  # of streams, by one connection
 GOODBYE_S = 1.0  # for the client to hear it
 LEAVE_WITHIN_S = 30.0  # for answers under way
-UNREAD_S = 75.0  # then a client that does not read our answers is cut off
 
 
 class Connection(asyncio.Protocol):
@@ -84,10 +82,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport: asyncio.Transport = transport
-        own = transport.get_extra_info("socket")
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if sys.platform == "linux":
-            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sockets.cut_off_unread(transport)
         self.certificate = tls.names(transport.get_extra_info("peercert"))
         settings = {
             Setting.MAX_CONCURRENT_STREAMS: STREAMS,

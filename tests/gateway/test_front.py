@@ -13,7 +13,7 @@ import pytest
 from google.rpc import code_pb2, status_pb2
 from prometheus_client import REGISTRY
 
-from pipeline.gateway import front, http2
+from pipeline.gateway import front, sockets
 from pipeline.gateway.frames import PREFACE, Kind, frame
 from pipeline.gateway.tenants import hashed
 from pipeline.settings import GatewaySettings
@@ -171,7 +171,7 @@ def test_what_never_becomes_a_request_is_closed(tmp_path: pathlib.Path, monkeypa
 def test_who_never_reads_is_cut_off(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """However much is left to be written; what a client sends is not read for ever either."""
     monkeypatch.setattr(front, "IDLE_S", 1.0)
-    monkeypatch.setattr(http2, "UNREAD_S", 1.0)
+    monkeypatch.setattr(sockets, "UNREAD_S", 1.0)
     sent = {
         "ordinary": request(b"\xff") * 50,
         "aiohttp": request(BODY, **{"Content-Type": "x/" + "x" * 8000}),
