@@ -47,10 +47,15 @@ def agreed(changes: Sequence[object], yes: bool) -> bool:
     if not changes:
         print("Nothing to do.")
         return False
+    ask(yes)
+    return True
+
+
+def ask(yes: bool) -> None:
+    """Whether to do what was shown; the command ends where not."""
     if not yes:
         with asked():
             typer.confirm("Do this?", abort=True)
-    return True
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import settings
-from pipeline.cli.common import AsJson, Yes, agreed, asked, show_json
+from pipeline.cli.common import AsJson, Yes, agreed, ask, show_json
 from pipeline.settings import ROOT
 
 if TYPE_CHECKING:
@@ -173,8 +173,6 @@ def _move(move: "Move", within_s: float, yes: bool, as_json: bool) -> None:
     for each in (*course.lost, *course.steps):
         print(each)
     if any(step.state != "done" for step in course.steps):
-        if not yes and not any(step.state == "refused" for step in course.steps):
-            with asked():
-                typer.confirm("Do this?", abort=True)
+        ask(yes or any(step.state == "refused" for step in course.steps))
         carry_out(move, print, within_s)
     print("All steps are done.")
