@@ -105,10 +105,10 @@ def agent(  # noqa: PLR0913 - what an agent is
 
     The function takes a record and answers a record, None or `drop("reason")`, or a sequence of records of any signal
     that it writes. With `batch` it takes a list of records and answers a list with one such answer for each, in order.
-    Its answer depends on the record alone; with `aggregates` on all records of one block,
-    those that one request sent to one partition: a client's retry sends them again as they were, whatever shares their
-    message then. A second parameter gets the
-    `Context`. Raise `version` with every change of what the function answers: stores keep the newest form of an event.
+    Its answer depends on the record alone; with `aggregates` on all records of one block, those that one request sent
+    to one partition: a client's retry sends them again as they were, whatever shares their message then. A second
+    parameter gets the `Context`. Raise `version` with every change of what the function answers: stores keep the newest
+    form of an event.
     """
 
     def made(function: Function) -> Agent:
