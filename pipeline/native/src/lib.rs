@@ -81,7 +81,7 @@ mod _native {
 
     type CopyRows<'py> = Vec<(usize, usize, Vec<i64>, Bound<'py, PyBytes>)>;
 
-    /// `pipeline.timescale.rows.tables`: height, beaten, hours and rows of each table, and the series; or None where the
+    /// `pipeline.timescale.writer.prepared`: height, beaten, hours and rows of each table, and the series; or None where the
     /// reference has to look at the file.
     #[pyfunction]
     fn copy_rows<'py>(py: Python<'py>, head: &[u8], file: &[u8]) -> Option<(CopyRows<'py>, Vec<i64>)> {
