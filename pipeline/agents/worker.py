@@ -175,7 +175,7 @@ def _limit(own: WriterSettings, settings: Settings, topics: list[str], *, settin
     """
     reader = Reader(settings.kafka)
     refilled_ms = int(own.dead_letters_burst / own.dead_letters_per_min * 60_000)
-    names = [name for name in (f"{topic}{dead_letters.SUFFIX}" for topic in topics) if name in reader.topics()]
+    names = reader.topics().keys() & {f"{topic}{dead_letters.SUFFIX}" for topic in topics}
     recent = reader.between(reader.retained(names), time.time_ns() // 10**6 - refilled_ms, None)
     spent = sum(each.end - each.start for each in recent)
     return Limit(own.dead_letters_per_min, own.dead_letters_burst, spent=spent, setting=setting)
