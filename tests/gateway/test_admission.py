@@ -111,6 +111,26 @@ def test_who_gives_up_waiting_leaves_room() -> None:
     run(scenario)
 
 
+def test_who_is_let_in_and_leaves_at_once_leaves_room() -> None:
+    """Also one whose turn comes in the moment in which it is cancelled."""
+
+    async def scenario(room: Admission) -> None:
+        async def one() -> None:
+            with room.held() as held:
+                await held.reserve(100)
+
+        with room.held() as held:
+            await held.reserve(100)
+            waiting = asyncio.create_task(one())
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert waiting.cancelled()
+        assert room.fits(100)
+
+    run(scenario)
+
+
 def test_what_grew_is_counted_without_waiting() -> None:
     """A body that decompressed to more keeps others out until it is encoded."""
 

@@ -95,6 +95,17 @@ def test_a_rate_has_a_burst_and_says_when_to_come_again(tmp_path: pathlib.Path, 
     shop.check("logs")
 
 
+def test_who_is_silent_for_long_has_one_burst(tmp_path: pathlib.Path, clock: Clock) -> None:
+    """However long a tenant sent nothing: what it did not use is no later flood."""
+    rate = "records_per_s = 100\nburst_s = 2\n"
+    shop = tenants(tmp_path, f'[tenants.shop]\nkeys = ["{hashed("k")}"]\n{rate}', clock).identify(bearer("k"), ())
+    clock.now_s += 3600
+    shop.check("logs")
+    shop.take(records=200)
+    with pytest.raises(Throttled):
+        shop.check("logs")
+
+
 def test_a_changed_file_changes_who_is_let_in_and_keeps_debts(tmp_path: pathlib.Path, clock: Clock) -> None:
     """A tenant that did not change does not get a new burst; one that is gone is not let in."""
     shop = f'[tenants.shop]\nkeys = ["{hashed("k")}"]\nrecords_per_s = 1\nburst_s = 1\n'
