@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Rejected, TooLarge
-from pipeline.gateway.compression import PIECE_BYTES, UnknownCoding, opened
+from pipeline.gateway.compression import MAX_MEMBERS, PIECE_BYTES, UnknownCoding, opened
 
 
 def bare_deflate(data: bytes) -> bytes:
@@ -42,6 +42,15 @@ def test_what_was_compressed_comes_back(coding: str, compress: Callable[[bytes],
     """Also of several members one after another, and when it fills the limit exactly."""
     whole = b"".join(parts)
     assert opened(b"".join(map(compress, parts)), coding, len(whole)) == whole
+
+
+@every_coding
+def test_more_members_than_are_read_are_no_shorter_body(coding: str, compress: Callable[[bytes], bytes]) -> None:
+    """What stands behind the last that is read is not lost without a word."""
+    member = compress(b"x")
+    assert len(opened(member * MAX_MEMBERS, coding, 10**6)) == MAX_MEMBERS
+    with pytest.raises(Rejected, match=f"more than {MAX_MEMBERS}"):
+        opened(member * (MAX_MEMBERS + 1), coding, 10**6)
 
 
 @every_coding
