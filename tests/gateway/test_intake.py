@@ -1,6 +1,7 @@
 """Requests are answered when what is theirs is safe, and not before; requests share messages under load."""
 
 import asyncio
+import dataclasses
 import pathlib
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,9 +13,12 @@ from pipeline.errors import Unavailable
 from pipeline.gateway import intake as intake_module
 from pipeline.gateway.intake import Intake, Stream
 from pipeline.gateway.outlet import Outlet
+from pipeline.kafka.producer import Settled
 from pipeline.record import schema
+from pipeline.record.framing import MAX_VALUE_BYTES, Group
 from pipeline.record.schema import Signal
 from pipeline.settings import SpoolSettings
+from pipeline.spool.message import Message
 from pipeline.spool.spool import Spool
 from tests.gateway.fake import FakePublisher
 from tests.otlp.requests import ONE_OF_EVERYTHING, T0, logs
@@ -147,3 +151,98 @@ def test_messages_carry_the_headers_of_the_design(run: Callable[[Scenario], Fake
         "min_time": b"%d" % T0, "max_time": b"%d" % (T0 + 1),
         "traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }  # fmt: skip
+
+
+class HeldOutlet:
+    """Keeps what is delivered until it is settled."""
+
+    def __init__(self) -> None:
+        self.delivered: list[tuple[Message, Settled]] = []
+
+    def deliver(self, message: Message, _: Any, settled: Settled) -> None:
+        self.delivered.append((message, settled))
+
+
+def with_held_outlet(scenario: Callable[[Intake, HeldOutlet], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        outlet = HeldOutlet()
+        await scenario(Intake(outlet, "local", within_s=5), outlet)  # type: ignore[arg-type]
+
+    asyncio.run(main())
+
+
+def groups(*changes: dict[str, Any]) -> list[Group]:
+    """Of one record each, in partition 0 unless said otherwise."""
+    origin = otlp.Origin("default", "local", T0)
+    [group] = otlp.encode("logs", logs("a").SerializeToString(), origin, partitions=1).groups
+    return [group._replace(**change) for change in changes]
+
+
+STREAM = Stream("logs", schema.of("logs"), "default")
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_one_message_that_is_not_safe_is_a_request_that_is_not(lost: int) -> None:
+    """Whichever of them it is, and whatever becomes of those after it."""
+
+    async def scenario(intake: Intake, outlet: HeldOutlet) -> None:
+        answer = asyncio.create_task(intake.make_safe(STREAM, groups(*({"partition": n} for n in range(3))), ""))
+        await asyncio.sleep(0)
+        for number, (_, settled) in enumerate(outlet.delivered):
+            settled(Unavailable("full") if number == lost else None)
+        with pytest.raises(Unavailable, match="full"):
+            await answer
+
+    with_held_outlet(scenario)
+
+
+def test_a_shared_message_says_the_times_of_all() -> None:
+    """Who looks for a time by the headers alone passes over no record."""
+
+    async def scenario(intake: Intake, outlet: HeldOutlet) -> None:
+        times = [{}, *({"min_time": n, "max_time": n + 10} for n in (7, 3, 5))]
+        answer = asyncio.create_task(intake.make_safe(STREAM, groups(*times), ""))
+        await asyncio.sleep(0)
+        outlet.delivered[0][1](None)
+        [_, (shared, settled)] = outlet.delivered
+        headers = dict(shared.headers)
+        assert (headers["records"], headers["min_time"], headers["max_time"]) == (b"3", b"3", b"17")
+        settled(None)
+        await answer
+
+    with_held_outlet(scenario)
+
+
+def test_no_shared_message_is_larger_than_kafka_takes() -> None:
+    """A small group that waits does not make the next one too large."""
+
+    async def scenario(intake: Intake, outlet: HeldOutlet) -> None:
+        sizes = (1, 200_000, MAX_VALUE_BYTES - 100_000)
+        answer = asyncio.create_task(intake.make_safe(STREAM, groups(*({"value": bytes(size)} for size in sizes)), ""))
+        await asyncio.sleep(0)
+        assert [len(message.value) for message, _ in outlet.delivered] == [*sizes]
+        for _, settled in outlet.delivered:
+            settled(None)
+        await answer
+
+    with_held_outlet(scenario)
+
+
+def test_records_of_two_versions_of_a_schema_share_no_message() -> None:
+    """A file has one head: records that were encoded by another could not be read behind it."""
+
+    async def scenario(intake: Intake, outlet: HeldOutlet) -> None:
+        other = STREAM._replace(schema=dataclasses.replace(STREAM.schema, head=STREAM.schema.head + b"x"))
+        ways = (STREAM, STREAM, other, other, STREAM)
+        answers = [asyncio.create_task(intake.make_safe(way, groups({}), "")) for way in ways]
+        await asyncio.sleep(0)
+        assert len(outlet.delivered) == 2
+        for _, settled in [*outlet.delivered]:
+            settled(None)
+        counts = [dict(each.headers)["records"] for each, _ in outlet.delivered]
+        assert counts == [b"1", b"1", b"2", b"1"]
+        for _, settled in outlet.delivered[2:]:
+            settled(None)
+        await asyncio.gather(*answers)
+
+    with_held_outlet(scenario)

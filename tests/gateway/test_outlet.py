@@ -212,3 +212,19 @@ def test_a_message_that_kafka_never_takes_keeps_no_other_waiting(run: Callable[.
         assert (world.published()[-1], world.spool.level().messages) == (b"30", 1)
 
     run(scenario)
+
+
+def test_while_nothing_is_acknowledged_new_messages_do_not_wait_for_kafka(run: Callable[..., None]) -> None:
+    """What was tried and did not come through is no sign that Kafka is back: the next message is spooled at once."""
+
+    async def scenario(world: World) -> None:
+        world.publisher.poison = b"0"
+        for _ in range(2):  # with something in the spool, so that no look finds it empty
+            assert await world.deliver(message(0)) is None
+            tries = len(world.published())
+            await until(lambda tries=tries: len(world.published()) >= tries + 3)
+        safe = world.deliver(message(1))
+        assert b"1" not in world.published()
+        assert await safe is None
+
+    run(scenario)
