@@ -205,6 +205,14 @@ def test_errors_and_slow_spans_stay_and_count_as_themselves() -> None:
         assert {each["attributes"]["sampling.adjusted_count"] for each in left} == {"1"}
 
 
+def test_an_error_that_another_sampler_chose_counts_as_it_said() -> None:
+    """It stays for sure from here on, and still stands for those that were left out before."""
+    [chosen] = spans(1, status_code=2, trace_state=f"ot=th:8;rv:{'f' * 14}")
+    [left] = kept([chosen], ratio=0.01)
+    assert left["attributes"]["sampling.adjusted_count"] == "2"
+    assert left["trace_state"] == chosen.trace_state
+
+
 def test_tracestate_of_others_stays() -> None:
     """Other vendors' members, an explicit randomness and what else `ot` says are kept; rv decides."""
     [low, high] = spans(2)
