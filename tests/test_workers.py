@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import topics
+from pipeline import topics, workers
 from pipeline.settings import GatewaySettings, KafkaSettings, Settings, as_environment
 from tests.conftest import free_ports
 from tests.otlp.requests import logs
@@ -183,6 +183,17 @@ def test_sigterm_ends_all_in_order(own: Gateway) -> None:
     own.process.terminate()
     assert own.process.wait(20) == 0
     assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_worker_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM first, and after its time SIGKILL: a stop ends, whatever hangs."""
+    monkeypatch.setattr(workers, "STOP_WITHIN_S", 0.5)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(20)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as deaf:
+        assert deaf.stdout is not None
+        deaf.stdout.readline()
+        workers._stop([deaf])
+        assert deaf.returncode == -signal.SIGKILL
 
 
 def test_no_worker_outlives_a_killed_supervisor(own: Gateway) -> None:

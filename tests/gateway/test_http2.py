@@ -359,6 +359,26 @@ def test_a_window_that_opens_only_as_data_comes_is_enough() -> None:
     asyncio.run(talk())
 
 
+def test_all_answers_together_stay_within_the_connections_window() -> None:
+    """A client that takes 64 KB from the connection gets no more, however wide its streams are, and then the rest."""
+
+    async def talk() -> None:
+        client = Client(*connected(echo))
+        client.http2.acknowledge_received_data = lambda *_: None
+        await client.exchange(lambda: 1 << 20)
+        bodies = {2 * n + 1: bytes([n]) * 5005 for n in range(14)}
+        for stream, body in bodies.items():
+            client.http2.send_headers(stream, REQUEST)
+            client.http2.send_data(stream, body, end_stream=True)
+        await client.exchange(lambda: 1 << 20)
+        assert sum(map(len, client.bodies.values())) == 65_535
+        client.http2.increment_flow_control_window(10_000)
+        await client.exchange(lambda: 1 << 20)
+        assert (client.bodies, client.ended) == (bodies, set(bodies))
+
+    asyncio.run(talk())
+
+
 def test_who_has_sent_all_still_hears_its_answers() -> None:
     """A client that shuts its side waits for the streams under way; without any the connection is closed."""
 
