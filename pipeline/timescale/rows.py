@@ -23,12 +23,14 @@ DECODE_WITHIN_S = 5.0  # 16 MB take 0.1 s
 EPOCH_2000_US = 946_684_800 * 10**6
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
+NULL = b"\xff\xff\xff\xff"
 SERIES_COLUMNS = (
     "series_id", "tenant", "metric_name", "service", "host", "description", "unit", "type", "temporality", "monotonic",
     "resource_attributes", "scope_name", "scope_version", "scope_attributes", "attributes",
 )  # fmt: skip
 POINT_COLUMNS = ("event_id", "region", "received_time", "type", "series_id", "time", "value")
 OBSERVATIONS = ("count", "sum", "min", "max")
+NO_RECORDED_VALUE = 1  # OTLP's DataPointFlags
 FLOAT8, INT8 = 701, 20  # OIDs
 
 
@@ -132,16 +134,21 @@ def _ids(ids: pl.Series) -> npt.NDArray[np.void]:
 
 
 def histogram_rows(frame: pl.DataFrame, joined: bytes, kind: str) -> Iterator[bytes]:
-    """Binary COPY rows of the table of `kind` for the points in `frame`."""
+    """Binary COPY rows of the table of `kind` for the points in `frame`.
+
+    Where the client said that nothing was recorded, count, sum, min and max are null.
+    """
     _, columns = HISTOGRAM_TABLES[kind]
     stored = ["quantiles"] if kind == "summary" else []
-    wanted = stored + [column for column in columns if column not in ("quantiles", "quantile_values")]
+    wanted = ["flags", *stored, *(column for column in columns if column not in ("quantiles", "quantile_values"))]
     details = frame.join(read(joined, wanted), on="row", how="left", maintain_order="left")
     for point in details.iter_rows(named=True):
         if kind == "summary":
             pairs = point["quantiles"]
             point["quantiles"] = [pair["quantile"] for pair in pairs]
             point["quantile_values"] = [pair["value"] for pair in pairs]
+        if point["flags"] & NO_RECORDED_VALUE:
+            point.update(dict.fromkeys(OBSERVATIONS))
         yield _row(point, columns)
 
 
@@ -161,11 +168,11 @@ def _field(data: bytes) -> bytes:
 
 
 def _float8(number: float | None) -> bytes:
-    return b"\xff\xff\xff\xff" if number is None else struct.pack(">id", 8, number)
+    return NULL if number is None else struct.pack(">id", 8, number)
 
 
-def _int8(number: int) -> bytes:
-    return struct.pack(">iq", 8, number)
+def _int8(number: int | None) -> bytes:
+    return NULL if number is None else struct.pack(">iq", 8, number)
 
 
 def _int4(number: int) -> bytes:

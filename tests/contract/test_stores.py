@@ -5,6 +5,7 @@ import itertools
 import math
 import multiprocessing
 import random
+import re
 import subprocess
 import sys
 import uuid
@@ -29,7 +30,7 @@ from pipeline.errors import Rejected, Unavailable
 from pipeline.record import schema
 from pipeline.record.avro import long
 from pipeline.record.schema import SIGNALS, Signal
-from pipeline.settings import ClickHouseSettings, PostgresSettings, Settings
+from pipeline.settings import ROOT, ClickHouseSettings, PostgresSettings, Settings
 from pipeline.telemetry import metrics
 from pipeline.timescale.connection import connect
 from tests.otlp import requests
@@ -40,6 +41,8 @@ DAY_NS = 86_400 * 10**9
 YEAR_2000_NS = 946_684_800 * 10**9
 RECEIVED = T0 + 10**9 + 987
 RECEIPT = T0 + 10**9  # its millisecond
+NO_RECORDED_VALUE = 1  # DataPointFlags
+README = (ROOT / "README.md").read_text()
 TABLES = {
     "metrics_points": ("value",),
     "metrics_histograms": ("count", "sum", "min", "max", "explicit_bounds", "bucket_counts"),
@@ -158,6 +161,8 @@ def expected(points: list[dict[str, Any]]) -> Rows:
             "quantiles": [pair["quantile"] for pair in pairs],
             "quantile_values": [pair["value"] for pair in pairs],
         }
+        if point["flags"] & NO_RECORDED_VALUE:
+            numbers |= dict.fromkeys(("count", "sum", "min", "max"))
         held[table, point["series_id"], time] = (
             time, point["series_id"], point["event_id"].hex(), point["region"], point["received_time"] // 1000,
             *(repr(numbers[column]) for column in TABLES[table]),
@@ -251,6 +256,37 @@ def test_the_same_batch_again_changes_nothing(metrics_store: Metrics) -> None:
     )
     assert metrics_store.rows(service) == once
     assert metrics_store.query("SELECT count(*) FROM metric_series WHERE service = %s", service) == [(11,)]
+
+
+def test_what_was_not_recorded_is_no_observation(metrics_store: Metrics) -> None:
+    """Such a point of a histogram or summary has no count, sum, min or max; the README's query passes over it, and does
+    not count once more what came before."""
+    service = new_service()
+    request = gauges(service)
+    metrics = request.resource_metrics[0].scope_metrics[0].metrics
+    histogram = metrics.add(name=service).histogram
+    exponential, summary = metrics.add(name="e").exponential_histogram, metrics.add(name="s").summary
+    histogram.aggregation_temporality = exponential.aggregation_temporality = 2
+    for n, observed in enumerate([100, None, 103]):
+        for data in (histogram, exponential, summary):
+            point = data.data_points.add(time_unix_nano=T0 + n * 10**9)
+            if observed is None:
+                point.flags = NO_RECORDED_VALUE
+            else:
+                point.count, point.sum = observed, 1.0
+        counted = [0, observed or 0, 0]
+        histogram.data_points[n].explicit_bounds.extend([1.0, 2.0])
+        histogram.data_points[n].bucket_counts.extend(counted)
+    sent = encoded("metrics", request)
+    metrics_store.writer.write(messages("metrics", sent))
+    rows = metrics_store.rows(service)
+    assert rows == expected(records(sent))
+    for table in list(TABLES)[1:]:
+        assert [row[5:7] for row in rows[table]] == [("100", "1.0"), ("None", "None"), ("103", "1.0")]
+    [query] = re.findall(r"```sql\n(SELECT [^`]*histogram_delta[^`]*)```", README)
+    query = query.replace("histogram_quantile(0.99, histogram_sum(buckets))", "(histogram_sum(buckets)).counts")
+    query = query.replace("http.server.request.duration", service)
+    assert [found for _, found in metrics_store.query(query)] == [[0, 3, 0]]
 
 
 def counts(table: str) -> tuple[float, ...]:

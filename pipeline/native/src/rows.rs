@@ -10,6 +10,7 @@ const SANE_AHEAD_NS: i64 = 86_400 * 1_000_000_000; // of the receipt
 const RECEIPT_NS: i64 = 1_000_000; // receipts are whole milliseconds: what is below tells the forms of an event apart
 const EPOCH_2000_US: i64 = 946_684_800 * 1_000_000;
 const HOUR_US: i64 = 3600 * 1_000_000;
+const NO_RECORDED_VALUE: i64 = 1; // OTLP's DataPointFlags
 const FLOAT8: i32 = 701; // OIDs
 const INT8: i32 = 20;
 const TABLES: usize = 4; // plain numbers, histograms, exponential histograms, summaries
@@ -93,6 +94,7 @@ struct Point<'a> {
     kind: u8,
     series_id: i64,
     time: i64,
+    recorded: bool,
     value: Option<f64>,
     numbers: Reader<'a>,
 }
@@ -120,9 +122,14 @@ impl Point<'_> {
             return Some(());
         }
         let mut numbers = Reader { rest: self.numbers.rest };
-        int8(out, numbers.long()?);
+        let count = numbers.long()?;
+        if self.recorded {
+            int8(out, count);
+        } else {
+            null(out);
+        }
         for n in 0..3 {
-            let number = numbers.optional()?;
+            let number = numbers.optional()?.filter(|_| self.recorded);
             if self.kind != 4 || n == 0 {
                 optional(out, number);
             }
@@ -180,7 +187,7 @@ impl<'a> Reader<'a> {
         let series_id = self.long()?;
         self.long()?; // start_time
         let time = self.long()?;
-        self.long()?; // flags
+        let flags = self.long()?;
         let value = self.optional()?;
         if self.present()? {
             self.long()?; // int_value
@@ -197,6 +204,7 @@ impl<'a> Reader<'a> {
             kind,
             series_id,
             time: microseconds(if sane { time } else { receipt })?,
+            recorded: flags & NO_RECORDED_VALUE == 0,
             value,
             numbers,
         })
@@ -270,8 +278,12 @@ fn int8(out: &mut Vec<u8>, n: i64) {
 fn optional(out: &mut Vec<u8>, number: Option<f64>) {
     match number {
         Some(number) => field(out, &number.to_be_bytes()),
-        None => out.extend_from_slice(&(-1i32).to_be_bytes()),
+        None => null(out),
     }
+}
+
+fn null(out: &mut Vec<u8>) {
+    out.extend_from_slice(&(-1i32).to_be_bytes());
 }
 
 /// A one-dimensional array of 8-byte elements that starts at 1; an empty one has no dimension.
