@@ -342,6 +342,20 @@ def test_metrics_1m_recomputes_whole_minutes(store: Client) -> None:
     assert minutes(store) == [(0, 6, 120.0, 0.0, 100.0, 100.0), (1, 5, 17.0, -7.0, 9.0, 9.0)]
 
 
+def test_metrics_1m_forgets_a_value_that_was_taken_back(store: Client) -> None:
+    """Of two points of one series and time the later receipt counts, also where it says that nothing was recorded: a
+    minute that has no value left is not shown, and is again when it has one."""
+    minute = NOW - NOW % (60 * 10**9)
+    insert(store, "metrics", *[point(time=minute + n, value=float(n), series_id=n % 2) for n in range(3)])
+    assert minutes(store) == [(0, 2, 2.0, 0.0, 2.0, 2.0), (1, 1, 1.0, 1.0, 1.0, 1.0)]
+    later = {"flags": 1, "value": None, "received_time": NOW + 1}
+    insert(store, "metrics", *[point(time=minute + n, series_id=n % 2, **later) for n in (1, 2)])
+    assert minutes(store) == [(0, 1, 0.0, 0.0, 0.0, 0.0)]
+    other_type = {"type": "histogram", "value": None, "received_time": NOW + 2}
+    insert(store, "metrics", point(time=minute, series_id=0, **other_type), point(time=minute + 5, series_id=1))
+    assert minutes(store) == [(0, 1, 0.0, 0.0, 0.0, 0.0), (1, 1, 1.5, 1.5, 1.5, 1.5)]
+
+
 def test_metrics_1m_counts_points_of_any_age(store: Client) -> None:
     """A point that comes an hour or a month after its minute was computed is in it."""
     ages_s = (0, 3600, 40 * 86_400)
