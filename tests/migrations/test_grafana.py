@@ -96,7 +96,8 @@ def test_a_trace_is_a_tree(store: Client) -> None:
 
 
 def test_a_trace_that_is_no_tree_is_shown(store: Client) -> None:
-    """Spans in a circle, of one id, their own parents, or of any depth: each is a row, and only one."""
+    """Spans in a circle, of one id, their own parents, or of any depth: each is a row, and only one, and
+    nobody's own child."""
     trace, deep = os.urandom(16), os.urandom(16)
     odd = [
         node(trace, "a", 1, 2, 0, 10), node(trace, "b", 2, 1, 5, 8), node(trace, "self", 3, 3, 6, 7),
@@ -107,8 +108,8 @@ def test_a_trace_that_is_no_tree_is_shown(store: Client) -> None:
         for n in range(1, 1011)
     ]
     insert(store, "traces", *odd, *chain)
-    assert [(name, depth) for name, depth, *_ in tree(store, trace)] == [
-        ("a", 0), ("b", 0), ("self", 0), ("twice", 0), ("again", 0), ("child", 1),
+    assert [(name, depth, own) for name, depth, _, _, _, own in tree(store, trace)] == [
+        ("a", 0, 7), ("b", 0, 0), ("self", 0, 1), ("twice", 0, 1), ("again", 0, 0), ("child", 1, 1),
     ]  # fmt: skip
     assert [depth for _, depth, *_ in tree(store, deep)] == list(range(1010))
 
