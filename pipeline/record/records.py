@@ -209,7 +209,11 @@ class Span(Record, signal="traces", place=("service", "trace_id", "span_id", "st
 
 
 class MetricPoint(Record, signal="metrics", place=("service", "metric_name", "series_id", "time", "type")):
-    """One OTLP metric data point of any type, flat; times in ns since 1970."""
+    """One OTLP metric data point of any type, flat; times in ns since 1970.
+
+    `value` is the number that stores add up; `int_value` is the same exactly, where it is an integer. Who gives one of
+    them says the other too.
+    """
 
     metric_name: str = ""
     description: str = ""
@@ -275,6 +279,19 @@ def _change(record: Record, values: dict[str, Any]) -> None:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name} {error}.".replace("  ", " ")) from None
         record.__dict__[name] = kinds[name].freeze(value)
+    if isinstance(record, MetricPoint) and ("value" in values) != ("int_value" in values):
+        _agree(record, values)
+
+
+def _agree(point: MetricPoint, values: dict[str, Any]) -> None:
+    """Make one number of a value and an int_value of which only one is in `values`."""
+    exact = point.int_value
+    if exact is None or point.value == float(exact):
+        return
+    if "value" in values:
+        _change(point, {"value": point.value, "int_value": None})
+    else:
+        _change(point, {"value": float(exact), "int_value": exact})
 
 
 def encoded(record: Record, event_id: bytes, parent: Record, shift_ns: int) -> bytes:

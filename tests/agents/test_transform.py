@@ -300,3 +300,24 @@ def test_the_import_is_light() -> None:
     """An agent's file brings neither Faust nor polars."""
     code = "import sys, pipeline.agents; sys.exit(any(name in sys.modules for name in ('faust', 'polars', 'aiokafka')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "change", "numbers"),
+    [
+        ({"int_value": 7}, {}, (7.0, 7)),
+        ({"value": 1.5}, {"int_value": 7}, (7.0, 7)),
+        ({"int_value": 7}, {"value": 1.5}, (1.5, None)),
+        ({"int_value": 7}, {"value": None}, (None, None)),
+        ({"int_value": (1 << 53) + 1}, {"value": float(1 << 53)}, (float(1 << 53), (1 << 53) + 1)),
+        ({"int_value": 7}, {"int_value": None}, (7.0, None)),
+        ({"int_value": 7}, {"value": 8.0, "int_value": 9}, (8.0, 9)),
+        ({"int_value": 7}, {"unit": "s"}, (7.0, 7)),
+    ],
+)
+def test_a_point_has_one_number(
+    given: dict[str, Any], change: dict[str, Any], numbers: tuple[float | None, int | None]
+) -> None:
+    """Stores add up `value`, and otlp_writer sends `int_value`: an agent that gives one of them means the other too."""
+    point = MetricPoint(**given).replace(**change)
+    assert (point.value, point.int_value) == numbers

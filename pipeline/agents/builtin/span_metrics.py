@@ -59,7 +59,7 @@ class Series(NamedTuple):
     status: str
 
 
-@agent(reads="traces_raw", writes="span_metrics", version=1, batch=True, aggregates=True, settings=Settings)
+@agent(reads="traces_raw", writes="span_metrics", version=2, batch=True, aggregates=True, settings=Settings)
 def span_metrics(spans: Sequence[Span], context: Context[Settings, None]) -> list[list[MetricPoint]]:
     ended = [_ended(span) for span in spans]
     members: dict[Series, list[int]] = {}

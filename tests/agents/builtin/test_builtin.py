@@ -320,7 +320,7 @@ def test_span_metrics_add_up() -> None:
     made = here.records(of_records(*given))
     calls = {
         (each["attributes"]["span.name"], each["attributes"]["status.code"], each["time"] // (60 * 10**9)): each[
-            "int_value"
+            "value"
         ]
         for each in made
         if each["metric_name"] == "traces.span.metrics.calls"
