@@ -1,14 +1,24 @@
 """One JSON object a line on stderr."""
 
+import contextlib
+import io
 import logging
+import os
 import sys
+from typing import Any
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
 
 def configure(process: str) -> None:
-    """Send structlog's and the standard library's records (warnings and up) to stderr, tagged with `process`."""
+    """Send structlog's and the standard library's records (warnings and up) to stderr, tagged with `process`.
+
+    From then on nothing that writes to stderr fails: a line for which the disk has no room, or that nobody reads, is
+    lost, and the process goes on.
+    """
+    unfailing: Any = _Unfailing()
+    sys.stderr = unfailing
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -29,6 +39,22 @@ def configure(process: str) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("aiohttp.server").addFilter(_shows_no_header)
+
+
+class _Unfailing(io.TextIOBase):
+    """stderr, unbuffered: what could not be written is not tried again."""
+
+    def __init__(self) -> None:
+        self._descriptor = None if sys.stderr is None else sys.stderr.fileno()
+
+    def fileno(self) -> int:
+        return super().fileno() if self._descriptor is None else self._descriptor
+
+    def write(self, text: str) -> int:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._descriptor, text.encode(errors="backslashreplace"))
+        return len(text)
 
 
 def _shows_no_header(record: logging.LogRecord) -> bool:

@@ -1,7 +1,11 @@
 """What reaches a log."""
 
+import os
+import pathlib
 import subprocess
 import sys
+
+import pytest
 
 SAYS = """
 import logging
@@ -21,3 +25,29 @@ def test_a_request_that_does_not_parse_is_not_quoted() -> None:
     said = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, text=True, check=True).stderr
     assert "hunter2" not in said
     assert "a bug" in said
+
+
+LOGS = """
+import sys, structlog
+from pipeline.telemetry import log
+log.configure("gateway")
+structlog.get_logger().warning("Kafka is away")
+print("on its way", file=sys.stderr, flush=True)
+structlog.get_logger().warning("Kafka is back")
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("where", ["a full disk", "nobody", "closed"])
+def test_a_log_that_cannot_be_written_ends_nothing(where: str) -> None:
+    """A full disk, a reader that is gone, no stderr at all: lines are lost, and the process goes on."""
+    read, unread = os.pipe()
+    os.close(read)
+    with pathlib.Path("/dev/full").open("w") as full:
+        stderr = {"a full disk": full.fileno(), "nobody": unread, "closed": subprocess.DEVNULL}[where]
+        shell = ["sh", "-c", 'exec "$0" "$@" 2>&-'] if where == "closed" else []
+        done = subprocess.run(
+            [*shell, sys.executable, "-c", LOGS], stdout=subprocess.PIPE, stderr=stderr, text=True, check=False
+        )
+    os.close(unread)
+    assert (done.returncode, done.stdout) == (0, "went on\n")
