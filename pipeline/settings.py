@@ -59,7 +59,8 @@ Address = Annotated[Shown, AfterValidator(_of_http)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]  # a dot would break MirrorMaker's topic names
 Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=2_000_000)]  # as milliseconds they fit what Kafka takes
+Days = Annotated[int, Field(gt=0, le=36_500)]
 Database = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 Environment = Literal["local", "production"]
 SANDBOX = r"sandbox_[a-z][a-z0-9]{0,31}"  # no name of production's begins so
@@ -113,22 +114,22 @@ class RetentionSettings(Part):
     """
 
     # PostgreSQL
-    points_days: Positive = 30  # metrics_points, histograms of both kinds, summaries
-    metrics_1m_days: Positive = 90
-    metrics_1h_days: Annotated[int, Field(ge=4)] = 400
-    metrics_1d_days: Annotated[int, Field(ge=4)] = 3650
-    events_days: Positive = 30
+    points_days: Days = 30  # metrics_points, histograms of both kinds, summaries
+    metrics_1m_days: Days = 90
+    metrics_1h_days: Annotated[int, Field(ge=4, le=36_500)] = 400
+    metrics_1d_days: Annotated[int, Field(ge=4, le=36_500)] = 3650
+    events_days: Days = 30
     chunk_hours: Positive = 24  # TimescaleDB, of chunks to come; without it a partition is a day
-    columnstore_after_days: Positive = 7  # TimescaleDB: older chunks are compressed
-    partitions_ahead_days: Positive = 3  # without TimescaleDB
+    columnstore_after_days: Days = 7  # TimescaleDB: older chunks are compressed
+    partitions_ahead_days: Days = 3  # without TimescaleDB
 
     # ClickHouse
-    logs_days: Positive = 180
-    traces_days: Positive = 180
-    clickhouse_points_days: Positive = 180
-    clickhouse_metrics_1m_days: Positive = 365
-    warm_after_days: Positive = 7  # where the server has the storage policy hot_warm_cold
-    cold_after_days: Positive = 30  # also of metrics_1m, which is never warm
+    logs_days: Days = 180
+    traces_days: Days = 180
+    clickhouse_points_days: Days = 180
+    clickhouse_metrics_1m_days: Days = 365
+    warm_after_days: Days = 7  # where the server has the storage policy hot_warm_cold
+    cold_after_days: Days = 30  # also of metrics_1m, which is never warm
 
     @model_validator(mode="after")
     def _coarser_stays_longer(self) -> Self:

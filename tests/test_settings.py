@@ -130,7 +130,7 @@ words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 @given(
     region=st.from_regex(r"[a-z][a-z0-9_-]{0,31}", fullmatch=True),
     servers=words, dsn=words, password=words, port=st.integers(1, 65535),
-    within_s=st.floats(min_value=0, exclude_min=True, allow_infinity=False), home=words.filter(bool),
+    within_s=st.floats(min_value=0, max_value=2_000_000, exclude_min=True), home=words.filter(bool),
 )  # fmt: skip
 def test_another_process_gets_the_same_settings(
     *, region: str, servers: str, dsn: str, password: str, port: int, within_s: float, home: str
@@ -168,6 +168,20 @@ def test_an_address_that_is_none_is_nobodys(monkeypatch: pytest.MonkeyPatch, nam
     """It is refused by its name, and not taken for the local server."""
     [problem] = problems(monkeypatch, **{f"PIPELINE_{name}__URL": address})
     assert f"{name.lower()}.url: Value error, must be an address with its scheme" in problem
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PIPELINE_GATEWAY__ACKNOWLEDGE_WITHIN_S", "inf"),
+        ("PIPELINE_GATEWAY__ACKNOWLEDGE_WITHIN_S", "1e300"),
+        ("PIPELINE_RETENTION__METRICS_1D_DAYS", "9999999"),
+    ],
+)
+def test_times_without_end_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    """What Kafka's clients or a calendar cannot hold is told at the start, by its name."""
+    [problem] = problems(monkeypatch, **{variable: value})
+    assert variable.removeprefix("PIPELINE_").replace("__", ".").lower() in problem
 
 
 @pytest.mark.parametrize(
