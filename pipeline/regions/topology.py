@@ -91,7 +91,7 @@ class Region(BaseModel):
     def _secret(self, name: str) -> str:
         variable = f"{self.credentials}_{name}"
         value = os.environ.get(variable)
-        if value is None:
+        if value is None or (not value and name.startswith("KAFKA")):
             raise Misconfigured(f"The environment has no {variable}, which {FILE.name} refers to: set it.")
         return value
 

@@ -126,6 +126,17 @@ def test_what_would_bite_in_silence_is_refused_with_its_reason(tmp_path: pathlib
     assert any(reason in problem for problem in caught.value.problems), caught.value.problems
 
 
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_secret_that_the_environment_has_not_is_named(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    """One that is empty too, as a template leaves it."""
+    monkeypatch.delenv("EU_KAFKA_USERNAME", raising=False)
+    if value is not None:
+        monkeypatch.setenv("EU_KAFKA_USERNAME", value)
+    eu = topology.parse(ROOT / "topics" / "topology.yaml").regions["eu"]
+    with pytest.raises(Misconfigured, match="EU_KAFKA_USERNAME"):
+        _ = eu.model_copy(update={"security_protocol": "SASL_SSL", "credentials": "EU"}).kafka
+
+
 def test_all_reasons_are_told_at_once(tmp_path: pathlib.Path) -> None:
     """Three traps in one file are three sentences."""
     document = yaml.safe_load((ROOT / "topics" / "topology.yaml").read_text())
