@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from pipeline.cli import registry
 from pipeline.cli.common import files_named
 from pipeline.errors import Misconfigured
 from pipeline.settings import ROOT
@@ -60,3 +61,13 @@ def test_ctrl_c_while_it_is_imported_is_exit_130(tmp_path: pathlib.Path) -> None
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_who_has_no_name_is_known_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's user that is in no list: who registers a table is told all the same."""
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(registry.getpass, "getuser", nobody)
+    assert registry._me() == f"uid {os.getuid()}"

@@ -1,6 +1,7 @@
 """`pipeline registry`."""
 
 import getpass
+import os
 import pathlib
 from typing import Annotated
 
@@ -13,6 +14,13 @@ app = typer.Typer(help="Registered tables: without a command, serve the registry
 File = Annotated[pathlib.Path, typer.Argument(help="The declaration, JSON.")]
 Name = Annotated[str, typer.Argument(help="The table.")]
 By = Annotated[str | None, typer.Option(help="Who does it, for the history; default the user of this machine.")]
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
 
 
 @app.callback(invoke_without_command=True)
@@ -62,7 +70,7 @@ def register(file: File, by: By = None, yes: Yes = False) -> None:
 
     own, declaration = settings.load().registry, command.read(file)
     if agreed(command.planned(declaration), yes):
-        print(f"{command.register(own, declaration, by or getpass.getuser()).schema_name} is registered.")
+        print(f"{command.register(own, declaration, by or _me()).schema_name} is registered.")
 
 
 @app.command()
@@ -73,7 +81,7 @@ def evolve(file: File, by: By = None, yes: Yes = False) -> None:
     own, declaration = settings.load().registry, command.read(file)
     table = command.table(own, declaration.name)
     if agreed(command.differences(table, declaration), yes):
-        print(f"{command.evolve(own, table, declaration, by or getpass.getuser()).schema_name} is there.")
+        print(f"{command.evolve(own, table, declaration, by or _me()).schema_name} is there.")
 
 
 @app.command()
@@ -84,4 +92,4 @@ def retire(name: Name, by: By = None, yes: Yes = False) -> None:
     own = settings.load().registry
     table = command.table(own, name)
     if agreed([f"retire {table.schema_name}: it takes no more rows, what is stored stays"], yes):
-        command.retire(own, table, by or getpass.getuser())
+        command.retire(own, table, by or _me())
