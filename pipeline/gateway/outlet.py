@@ -40,6 +40,7 @@ class Outlet:
         self._settings = settings
         self._remembered = spool.recall()
         self._spooling = False
+        self._unacknowledged = ""  # why, the last time that something was
         self._quarantined = 0
         self._refusal, self._refused_at_s = "", -math.inf
 
@@ -76,7 +77,8 @@ class Outlet:
         if self._away():
             return f"{self._why()}; records go to the spool, which is {level.fraction:.0%} full"
         if level.messages:
-            return f"{level.records} records wait in the spool, the oldest for {level.oldest_s or 0:.0f} s"
+            why = f": {self._unacknowledged}" if self._unacknowledged else ""
+            return f"{level.records} records wait in the spool, the oldest for {level.oldest_s or 0:.0f} s{why}"
         return None
 
     def deliver(self, message: Message, labels: tuple[Signal, str], settled: Settled) -> None:
@@ -90,6 +92,7 @@ class Outlet:
             if not self._spooling:
                 log.warning("Kafka is away: records go to the spool", reason=str(failure))
             self._spooling = True
+            self._unacknowledged = str(failure)
             spool()
 
         def spool() -> None:
@@ -131,7 +134,7 @@ class Outlet:
         return self._spooling or self._publisher.unready() is not None
 
     def _why(self) -> str:
-        return self._publisher.unready() or "Kafka does not acknowledge"
+        return self._publisher.unready() or self._unacknowledged.rstrip(".") or "Kafka does not acknowledge"
 
     async def _drain_some(self) -> float:
         """Publish and delete the oldest; return the seconds after which there may be more."""
@@ -158,9 +161,9 @@ class Outlet:
             under_way.append(self._publisher.publish(message.topic, partition, message.value, message.headers))
         failures = await asyncio.gather(*under_way)
         sent = [each for each, failure in zip(stored, failures, strict=True) if failure is None]
+        self._unacknowledged = next((str(failure) for failure in failures if failure), "")
         if len(sent) < len(stored):
-            first = next(failure for failure in failures if failure)
-            log.warning("spooled messages wait", messages=len(stored) - len(sent), reason=str(first))
+            log.warning("spooled messages wait", messages=len(stored) - len(sent), reason=self._unacknowledged)
         return sent
 
     async def _remember(self) -> None:
