@@ -15,13 +15,14 @@ forgets the group itself, which it does `offsets.retention.minutes` after the la
 import asyncio
 import datetime
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
 from pipeline import digits
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.kafka import dead_letters
+from pipeline.kafka.connection import unseen
 from pipeline.kafka.dead_letters import SUFFIX, DeadLetter
 from pipeline.kafka.groups import Committed, Groups
 from pipeline.kafka.producer import Publisher
@@ -179,8 +180,12 @@ class Letters:
         self._groups = Groups(settings)
 
     def pending(self, selection: Selection = EVERYTHING) -> Iterator[DeadLetter]:
-        """Those of `selection` that were neither replayed nor dropped. Changes nothing."""
+        """Those of `selection` that were neither replayed nor dropped. Changes nothing.
+
+        Raises Misconfigured where Kafka shows no topic that they could stand in: that is no news of there being none.
+        """
         retained = self._retained()
+        self._demand({each.topic for each in retained}, selection.topic)
         handled = self._handled(retained)
         left = [
             Range(each.topic, each.partition, handled[each.topic, each.partition].until, each.end) for each in retained
@@ -299,6 +304,12 @@ class Letters:
 
     def _retained(self) -> list[Range]:
         return self._reader.retained(dead_letters.topics(list(self._reader.topics())))
+
+    def _demand(self, there: Collection[str], wanted: str | None) -> None:
+        if not there:
+            raise Misconfigured(f"Topics {unseen(self._settings, [f'*{SUFFIX}'])}.")
+        if wanted is not None and not {wanted, f"{wanted}{SUFFIX}"} & set(there):
+            raise Misconfigured(f"Kafka shows no dead letters of {wanted}: there are {', '.join(sorted(there))}.")
 
     def _handled(self, retained: Sequence[Range]) -> dict[Partition, Handled]:
         committed = self._groups.committed(GROUP, [(each.topic, each.partition) for each in retained])

@@ -139,6 +139,9 @@ def test_commands_say_what_they_do(world: World) -> None:
     assert bytes.fromhex(letter["head"]) == good[:64]
     assert run("dlq show logs_raw_dlq/0@99")[0] == run("dlq show logs_raw/0@0")[0] == 2
     assert run("dlq drop --time yesterday/")[0] == 2
+    for verb in ("list", "replay", "drop"):  # a slip of the pen is no good news
+        code, said = run(f"dlq {verb} --topic logs_rwa")
+        assert (code, "no dead letters of logs_rwa: there are " in said) == (2, True)
     code, said = run("dlq replay")
     assert (code, "replay into logs_raw [1]: logs_raw_dlq: 1 messages (2 records)" in said) == (130, True)
     assert world.pending() == [name]
