@@ -128,6 +128,15 @@ def test_who_cannot_get_in_is_told_why(clickhouse_settings: ClickHouseSettings) 
     assert "sesame" not in str(caught.value)
 
 
+def test_a_right_that_is_missing_is_told(clickhouse_settings: ClickHouseSettings) -> None:
+    """Who may not do something hears what to grant."""
+    admin = clickhouse.connect(clickhouse_settings)
+    admin.command(REPLACED.format(name="t", more="", settings=PLAIN))
+    poor = clickhouse.connect(ClickHouseSettings(url=clickhouse_settings.url, user="sandbox"))
+    with pytest.raises(Misconfigured, match="have the grant INSERT"), clickhouse.translated():
+        poor.command(f"INSERT INTO {clickhouse_settings.database}.t VALUES (1)")
+
+
 def test_a_proxy_without_a_server_is_the_worlds_fault() -> None:
     """An answer of 502 that no ClickHouse has written is Unavailable."""
 

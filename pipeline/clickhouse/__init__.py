@@ -15,7 +15,7 @@ from pipeline.settings import ClickHouseSettings
 Error = exceptions.Error  # what passes `translated` when the fault is ours
 # Whose fault a refused insert is, by code. Source: ClickHouse, src/Common/ErrorCodes.cpp.
 # What is in neither table is ours, and stops the writer with nothing lost: a table dropped (60, 81, 218) or made
-# read-only for good (774); a user shut out (516), without rights (164, 497) or with limits too low (158, 307, 396);
+# read-only for good (774); a user shut out (516), read-only (164) or with limits too low (158, 307, 396);
 # a column that is missing or of another type (8, 44, 53, 70), because the file's schema is known to be one of ours.
 WORLD = {
     # too slow, or cut off
@@ -53,6 +53,7 @@ DATA = {
     441: "CANNOT_PARSE_DOMAIN_VALUE_FROM_STRING", 467: "CANNOT_PARSE_BOOL", 469: "VIOLATED_CONSTRAINT",
     675: "CANNOT_PARSE_IPV4", 676: "CANNOT_PARSE_IPV6", 691: "UNKNOWN_ELEMENT_OF_ENUM",
 }  # fmt: skip
+ACCESS_DENIED = 497  # its text names the grant
 STD_EXCEPTION = 1001  # not ClickHouse's own; its Avro reader raises such, and so do file systems
 PROXY_STATUS = re.compile(r"HTTP status (429|50[0-4])\b")  # of an answer that is not from ClickHouse
 QUERY_SETTINGS = {
@@ -90,7 +91,8 @@ def connect(settings: ClickHouseSettings) -> Client:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise the client's errors as ours where the fault is the world's or the data's; all others pass as they are."""
+    """Raise the client's errors as ours where the fault is the world's, the data's or of who grants rights; all others
+    pass as they are."""
     try:
         yield
     except exceptions.Error as error:
@@ -106,13 +108,15 @@ def quoted(name: str) -> str:
 
 
 def fault(error: exceptions.Error) -> type[PipelineError] | None:
-    """Unavailable, Rejected, or None: nobody's but ours."""
+    """Unavailable, Rejected, Misconfigured, or None: nobody's but ours."""
     code, text = getattr(error, "code", None), str(error)
     if code is None:  # no answer from the server: the connection itself, or what stands before the server
         away = isinstance(error, exceptions.OperationalError) or PROXY_STATUS.search(text)
         return Unavailable if away else None
     if code in WORLD or (code == STD_EXCEPTION and "filesystem_error" in text):
         return Unavailable
+    if code == ACCESS_DENIED:
+        return Misconfigured
     if code in DATA or (code == STD_EXCEPTION and "avro::Exception" in text):
         return Rejected
     return None

@@ -40,11 +40,11 @@ def run(planned: Sequence[Change], settings: Settings, now: datetime.datetime) -
     """Carry out what was planned, but for what has been done since; return what was carried out. In PostgreSQL each
     change is a transaction of its own.
 
-    Raise Unavailable where another runner is at work; where a change is refused, or a lock is not had in time, raise
-    Rejected or Unavailable once all others are done.
+    Raise Unavailable where another runner is at work; where a change is refused, for the want of a right too, or a lock
+    is not had in time, raise Rejected, Misconfigured or Unavailable once all others are done.
     """
     done: list[Change] = []
-    failures: list[Rejected | Unavailable] = []
+    failures: list[Misconfigured | Rejected | Unavailable] = []
     of_postgres = [change for change in planned if change.store == "postgres"]
     if of_postgres:
         done += _run_postgres(of_postgres, settings, now, failures)
@@ -76,7 +76,10 @@ def _plan_postgres(settings: Settings, now: datetime.datetime) -> list[Change]:
 
 
 def _run_postgres(
-    planned: Sequence[Change], settings: Settings, now: datetime.datetime, failures: list[Rejected | Unavailable]
+    planned: Sequence[Change],
+    settings: Settings,
+    now: datetime.datetime,
+    failures: list[Misconfigured | Rejected | Unavailable],
 ) -> list[Change]:
     done = []
     with _alone(settings):
@@ -91,7 +94,7 @@ def _run_postgres(
                         for statement in change.statements:
                             connected.execute(statement.encode())
                     done.append(change)
-                except (Rejected, Unavailable) as error:
+                except (Misconfigured, Rejected, Unavailable) as error:
                     if connected.closed or change.needed:
                         raise
                     way_out = "No other change waits for it: correct what it names and run this again."

@@ -138,7 +138,7 @@ class Postgres:
                     try:
                         with connection.translated():
                             self._execute(statement)
-                    except (connection.Error, Rejected) as error:
+                    except (connection.Error, Misconfigured, Rejected) as error:
                         raise StatementError(statement, str(error)) from error
             self._record(entry)
 
@@ -202,7 +202,7 @@ class Postgres:
                 self._connection.execute(
                     sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
                 )  # fmt: skip
-        except psycopg.errors.InsufficientPrivilege as error:
+        except Misconfigured as error:
             raise Misconfigured(
                 "The user of postgres.dsn may not create the scratch database that this needs: "
                 "give it CREATEDB, or name another user in PIPELINE_POSTGRES__DSN for this command."
@@ -258,7 +258,7 @@ class ClickHouse:
                 try:
                     with clickhouse.translated():
                         self._execute(statement)
-                except (clickhouse.Error, Rejected) as error:
+                except (clickhouse.Error, Misconfigured, Rejected) as error:
                     raise StatementError(statement, str(error)) from error
         with clickhouse.translated():
             self._record(entry)
@@ -342,7 +342,7 @@ class ClickHouse:
             with clickhouse.translated():
                 self._client.command(drop)  # a killed runner leaves it
                 self._client.command(f"CREATE DATABASE {name}")
-        except clickhouse.Error as error:
+        except (clickhouse.Error, Misconfigured) as error:
             raise Misconfigured(
                 f"ClickHouse makes no scratch database {name}, which this needs: {' '.join(str(error).split())} "
                 f"GRANT ALL ON {name}.* to clickhouse.user, or name another in PIPELINE_CLICKHOUSE__USER for this."

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-import psycopg
 from psycopg import sql
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -122,10 +121,10 @@ def _make_role(sandbox: Sandbox, live: Settings, password: str) -> None:
     try:
         with connection.connect(live.postgres) as admin, connection.translated():
             admin.execute(sql.SQL(ROLE).format(**words))
-    except psycopg.errors.InsufficientPrivilege as error:
+    except Misconfigured as error:
         raise Misconfigured(
             "The user of postgres.dsn may not make a sandbox's role and schema: give it CREATEROLE and CREATE on the "
-            f"database ({error.diag.message_primary})."
+            f"database. {error}"
         ) from error
 
 
@@ -134,7 +133,7 @@ def _make_database(sandbox: Sandbox, live: Settings) -> None:
         try:
             with clickhouse.translated():
                 client.command(f"CREATE DATABASE IF NOT EXISTS {sandbox.owner}")
-        except clickhouse.Error as error:
+        except (clickhouse.Error, Misconfigured) as error:
             raise Misconfigured(
                 f"ClickHouse makes no database {sandbox.owner}: {' '.join(str(error).split())} "
                 "Let clickhouse.user make, fill and drop databases sandbox_*."

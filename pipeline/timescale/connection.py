@@ -23,6 +23,11 @@ WORLD_CLASSES = frozenset({"08", "53", "58"})
 WORLD_CODES = frozenset({"40001", "40P01", "25006", "57P01", "57P02", "57P03", "57P05", "57014", "55P03"})
 # Classes: data exception, constraint violation, a limit of the program (a value too long for its index).
 DATA_CLASSES = frozenset({"22", "23", "54"})
+# What whoever runs us left out: a right, a table. With the way out.
+LEFT_OUT = {
+    "42501": "Let the user of postgres.dsn do that: grant it, or make it the owner.",
+    "42P01": "Run `pipeline migrate up`.",
+}
 # TimescaleDB: too many tuples of compressed chunks to decompress. The same batch passes with the limit lifted.
 DECOMPRESSION_LIMIT = "53400"
 
@@ -55,23 +60,27 @@ def shown(settings: PostgresSettings) -> str:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise psycopg's errors as ours where the fault is the world's or the data's; all others pass as they are."""
+    """Raise psycopg's errors as ours where the fault is the world's, the data's or of who runs us; all others pass as
+    they are."""
     try:
         yield
     except psycopg.Error as error:
         kind = fault(error)
         if kind is None:
             raise
-        raise kind(f"PostgreSQL: {_sentence(error)}") from error
+        way_out = f" {LEFT_OUT[error.sqlstate]}" if error.sqlstate in LEFT_OUT else ""
+        raise kind(f"PostgreSQL: {_sentence(error)}{way_out}") from error
 
 
 def fault(error: psycopg.Error) -> type[PipelineError] | None:
-    """Unavailable, Rejected, or None: nobody's but ours."""
+    """Unavailable, Rejected, Misconfigured, or None: nobody's but ours."""
     code = error.sqlstate
     if code is None:  # no answer from the server: the connection itself
         return Unavailable if isinstance(error, psycopg.OperationalError) else None
     if code == DECOMPRESSION_LIMIT:
         return None
+    if code in LEFT_OUT:
+        return Misconfigured
     if code in WORLD_CODES or code[:2] in WORLD_CLASSES:
         return Unavailable
     return Rejected if code[:2] in DATA_CLASSES else None

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from pipeline.delivery import BrokenTable
-from pipeline.errors import Rejected
+from pipeline.errors import Misconfigured, Rejected
 from pipeline.record.times import RECEIPT_NS, SANE_AHEAD_NS, SANE_FROM_NS
 from pipeline.settings import PostgresSettings
 from pipeline.tables.model import Column, Kind, Table
@@ -103,11 +103,11 @@ class RegisteredStore:
         )
         try:
             counts = self._written(table, incoming)
-        except connection.Error:  # dropped or changed by hand since it was seen?
+        except (connection.Error, Misconfigured):  # dropped or changed by hand since it was seen?
             self._ready.clear()
             try:
                 counts = self._written(table, incoming)
-            except connection.Error as error:
+            except (connection.Error, Misconfigured) as error:
                 raise BrokenTable(f"PostgreSQL: table {table.name}: {_sentence(error)}") from error
         metrics.INSERTED.labels(table.name).inc(counts.inserted)
         metrics.UPDATED.labels(table.name).inc(counts.updated)
@@ -271,5 +271,5 @@ def _number(column: Column) -> pl.Expr:
     return pl.col(column.name) if column.kind == "map" else pl.col(column.name).to_physical()
 
 
-def _sentence(error: psycopg.Error) -> str:
+def _sentence(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

@@ -181,6 +181,26 @@ def test_a_change_that_is_refused_ends_no_other(settings: Settings, database: ps
     assert again.stderr.startswith("Could not refresh ")
 
 
+def test_a_right_that_is_missing_ends_no_other(settings: Settings, database: psycopg.Connection) -> None:
+    """Of a user who may refresh but not make partitions what it may is done, and what it may not is told."""
+    [series] = new_series(1)
+    store(database, {(TODAY, series): 1.0})
+    database.execute(
+        "CREATE ROLE poor LOGIN; GRANT USAGE ON SCHEMA public TO poor; "
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO poor"
+    )
+    dsn = psycopg.conninfo.make_conninfo(settings.postgres.dsn.get_secret_value(), user="poor")
+    poor = settings.model_copy(update={"postgres": PostgresSettings(dsn=dsn)})
+    refreshes = [change for change in maintain.plan(poor, NOW, "postgres") if "refresh" in str(change)]
+    assert refreshes
+    try:
+        with pytest.raises(Misconfigured, match=r"\(42501\)\. Let the user of postgres\.dsn do that"):
+            maintain.run_all(poor, NOW, "postgres")
+        assert not set(refreshes) & set(maintain.plan(settings, NOW, "postgres"))
+    finally:
+        database.execute("DROP OWNED BY poor; DROP ROLE poor")
+
+
 def register(database: psycopg.Connection, name: str, kept_days: int) -> None:
     """As the registry and a writer's first row leave it."""
     table = declared(name, {"n": "long"}, retention_days=kept_days)

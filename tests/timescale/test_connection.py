@@ -34,9 +34,24 @@ def test_the_worlds_and_the_datas_failures_are_told_apart(
         connection.execute(statement.encode())
 
 
-@pytest.mark.parametrize("statement", ["SELECT * FROM nothing", "SELEC 1", raised("53400"), raised("P0001")])
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("SELECT * FROM nothing", r'relation "nothing" does not exist \(42P01\)\. Run `pipeline migrate up`\.'),
+        (raised("42501"), r"x \(42501\)\. Let the user of postgres\.dsn do that: .*"),
+    ],
+)
+def test_what_was_left_out_is_told_with_the_way_out(
+    postgres_settings: PostgresSettings, statement: str, says: str
+) -> None:
+    """A missing table or right is no bug: whoever runs us hears what to do."""
+    with connect(postgres_settings) as connection, pytest.raises(Misconfigured, match=says), translated():
+        connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("statement", ["SELEC 1", raised("53400"), raised("P0001")])
 def test_ours_stay_what_they_are(postgres_settings: PostgresSettings, statement: str) -> None:
-    """A missing table, bad SQL and the decompression limit, which has a cure of its own, are not translated."""
+    """Bad SQL and the decompression limit, which has a cure of its own, are not translated."""
     with connect(postgres_settings) as connection, pytest.raises(psycopg.Error), translated():
         connection.execute(statement.encode())
 
