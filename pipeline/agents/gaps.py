@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.agents import registered
 from pipeline.errors import Misconfigured
+from pipeline.kafka.connection import unseen
 from pipeline.kafka.groups import Committed, Groups
 from pipeline.kafka.reader import Range, Reader
 from pipeline.record import schema
@@ -78,7 +79,7 @@ def find(writer: str, read: Sequence[str], settings: Settings) -> list[Gap]:
     topics_read = [settings.kafka.named(topic) for topic in read]
     missing = sorted(set(topics_read) - reader.topics().keys())
     if missing:
-        raise Misconfigured(f"Topics missing in Kafka: {', '.join(missing)}; run `pipeline topics apply`.")
+        raise Misconfigured(f"Topics {unseen(settings.kafka, missing)}.")
     retained = reader.retained(topics_read)
     group = settings.kafka.named(writer)
     committed = Groups(settings.kafka).committed(group, [(each.topic, each.partition) for each in retained])

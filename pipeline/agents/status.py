@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.agents.api import Agent
 from pipeline.errors import Misconfigured
+from pipeline.kafka.connection import unseen
 from pipeline.kafka.groups import Groups
 from pipeline.kafka.reader import Range, Reader
 from pipeline.settings import KafkaSettings
@@ -37,7 +38,7 @@ def status(agents: Iterable[Agent], kafka: KafkaSettings) -> list[Status]:
     present = reader.topics()
     for agent in agents:
         if agent.reads not in present:
-            raise Misconfigured(f"{agent.where}: Kafka has no topic {agent.reads}: run `pipeline topics apply`.")
+            raise Misconfigured(f"{agent.where}: topics {unseen(kafka, [agent.reads])}.")
         retained = reader.retained([agent.reads])
         committed = groups.committed(agent.name, [(each.topic, each.partition) for each in retained])
         waiting = []

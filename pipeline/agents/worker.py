@@ -34,9 +34,10 @@ from pipeline.delivery import Delivery, Limit, Message, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.kafka import dead_letters
 from pipeline.kafka.admin import Cluster
-from pipeline.kafka.connection import tls
+from pipeline.kafka.connection import tls, unseen
+from pipeline.kafka.groups import Groups
 from pipeline.kafka.producer import ANY_PARTITION, Publisher
-from pipeline.kafka.reader import Reader
+from pipeline.kafka.reader import Range, Reader
 from pipeline.record import schema
 from pipeline.settings import KafkaSettings, Settings, WriterSettings
 from pipeline.tables.client import Tables
@@ -99,10 +100,11 @@ def _consume(
     for attempt in tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         wait=tenacity.wait_random_exponential(max=5),
-        before_sleep=lambda state: log.warning("waiting for Kafka", attempt=state.attempt_number),
+        before_sleep=_tell_wait,
     ):
         with attempt:
             _demand_topics(settings, [*writers, *map(named, writes)])
+            _demand_rights(settings, named(process.name), [*writers])
             limit = _limit(own, settings, list(writers), setting=process.setting)
     mode.loop.use("uvloop")  # saves a quarter of the CPU
     consumers.closed_is_broken()
@@ -112,6 +114,7 @@ def _consume(
         worker = faust.Worker(
             app, loglevel="WARN", override_logging=False, redirect_stdouts=False, quiet=True, stdout=sys.stderr
         )
+        worker.spinner = None  # its escape codes would stand in the log
         return _run(worker)
 
 
@@ -124,7 +127,7 @@ def _run(worker: faust.Worker) -> int:
     try:
         worker.execute_from_commandline()
     except SystemExit as ended:
-        return int(ended.code or 0)
+        return FAILED if ended.code == 1 else int(ended.code or 0)  # 1 is Faust's own for a crash
 
 
 def _writers(process: str, settings: Settings, tables: Tables) -> dict[str, Writer]:
@@ -161,11 +164,26 @@ def _writers(process: str, settings: Settings, tables: Tables) -> dict[str, Writ
     }
 
 
+def _tell_wait(state: tenacity.RetryCallState) -> None:
+    reason = str(state.outcome.exception()) if state.outcome else ""
+    log.warning("waiting for Kafka", attempt=state.attempt_number, reason=reason)
+
+
 def _demand_topics(settings: Settings, topics: list[str]) -> None:
     """Raise Misconfigured where Kafka lacks one: Faust would give up, or consume nothing and not say so."""
-    missing = set(topics) - set(Cluster(settings.kafka).topics(topics))
+    missing = set(topics) - set(Cluster(settings.kafka).names())
     if missing:
-        raise Misconfigured(f"Topics missing in Kafka: {', '.join(sorted(missing))}; run `pipeline topics apply`.")
+        raise Misconfigured(f"Topics {unseen(settings.kafka, sorted(missing))}.")
+
+
+def _demand_rights(settings: Settings, group: str, topics: list[str]) -> None:
+    """Raise Misconfigured where we may not be in the group, of which Faust says nothing and waits for ever, or not read
+    a topic, of which it crashes."""
+    Groups(settings.kafka).committed(group, [(topic, 0) for topic in topics])
+    reader = Reader(settings.kafka)
+    ends = [Range(each.topic, 0, each.end, each.end + 1) for each in reader.retained(topics) if each.partition == 0]
+    for _ in reader.read(ends):  # nothing, or what has just come
+        pass
 
 
 def _limit(own: WriterSettings, settings: Settings, topics: list[str], *, setting: str) -> Limit:

@@ -43,7 +43,7 @@ def audit(
     """
     reader = Reader(settings.kafka)
     sources = [topics.source(signal, settings) for signal in signals]
-    topics.demand(reader.topics(), sources)
+    topics.demand(reader.topics(), sources, settings.kafka)
     found: dict[str, SignalReport] = {}
     for source in sources:
         kept_by = stores.of(source.signal, stores_of or settings)

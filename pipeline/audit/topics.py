@@ -18,8 +18,9 @@ from pipeline.audit.ledger import Known, Ledger, Place
 from pipeline.audit.sets import ID, Bools, Ids, ids_of, locate
 from pipeline.audit.window import Window
 from pipeline.errors import Misconfigured, Rejected
+from pipeline.kafka.connection import hidden
 from pipeline.kafka.reader import Message, Range, Reader
-from pipeline.settings import Settings
+from pipeline.settings import KafkaSettings, Settings
 
 Progress = Callable[[str, int, int | None], None]  # what is read, how much of it, of how much where that is known
 
@@ -98,13 +99,14 @@ def source(signal: Signal, settings: Settings) -> Source:
     return Source(signal, routed, settings.mirrored_regions)
 
 
-def demand(topics: dict[str, int], sources: Sequence[Source]) -> None:
+def demand(topics: dict[str, int], sources: Sequence[Source], kafka: KafkaSettings) -> None:
     """Raise Misconfigured with every topic that the cluster has not."""
     missing = [name for each in sources for name in each.routed if name not in topics]
     if missing:
         raise Misconfigured(
             [
-                f"Kafka has no topic {name}: run `pipeline topics apply`, or correct kafka.bootstrap_servers."
+                f"Kafka has no topic {name}: run `pipeline topics apply`, or correct kafka.bootstrap_servers"
+                f"{hidden(kafka)}."
                 for name in missing
             ]
         )

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public names, which it does not list
     AdminClient,
     AlterConfigOpType,
@@ -23,22 +23,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public 
     ResourceType,
 )
 
-from pipeline.errors import Misconfigured, Unavailable
-from pipeline.kafka.connection import configuration
+from pipeline.errors import Unavailable
+from pipeline.kafka.connection import Heard
 from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0  # of the first word from a cluster
 POLL_S = 0.05
-OURS = frozenset(
-    {
-        KafkaError.TOPIC_ALREADY_EXISTS, KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_PARTITIONS,
-        KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_REPLICA_ASSIGNMENT, KafkaError.INVALID_CONFIG,
-        KafkaError.INVALID_REQUEST, KafkaError.POLICY_VIOLATION, KafkaError.UNSUPPORTED_VERSION,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._AUTHENTICATION, KafkaError._INVALID_ARG,
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +53,8 @@ class Cluster:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._servers = settings.bootstrap_servers
-        # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
-        self._client = AdminClient({**configuration(settings), "log_level": 0})
+        self._heard = Heard(settings)
+        self._client = self._heard.client(AdminClient)
 
     def id(self) -> str:
         """What the cluster calls itself; another one at the same address has another id."""
@@ -78,7 +69,7 @@ class Cluster:
 
     def topics(self, names: Iterable[str]) -> dict[str, LiveTopic]:
         """Those of `names` that exist."""
-        with self._translated("read the topics"):
+        with self._translated("describe topics and their configs"):
             present = self._client.list_topics(timeout=ANSWER_TIMEOUT_S).topics
             wanted = [name for name in names if name in present]
             if not wanted:
@@ -162,17 +153,7 @@ class Cluster:
         try:
             yield
         except KafkaException as raised:
-            error: KafkaError = raised.args[0]
-            if error.code() in OURS:
-                raise Misconfigured(f"Kafka at {self._servers} refused to {what}: {_reason(error)}.") from raised
-            raise Unavailable(
-                f"Kafka at {self._servers} could not {what}: {_reason(error)}. "
-                "Start it, or correct kafka.bootstrap_servers."
-            ) from raised
-
-
-def _reason(error: KafkaError) -> str:
-    return str(error.str()).rstrip(".")
+            raise self._heard.failure(what, raised, self._client) from raised
 
 
 def _live(description: Any, config: dict[str, ConfigEntry]) -> LiveTopic:

@@ -1,10 +1,30 @@
 """How every client of the cluster connects and says who it is."""
 
 import ssl
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from pipeline.errors import Misconfigured
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from pipeline.errors import Misconfigured, PipelineError, Unavailable
 from pipeline.settings import KafkaSettings
+
+RIGHTS = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)  # fmt: skip
+OURS = RIGHTS | frozenset(
+    {
+        KafkaError.TOPIC_ALREADY_EXISTS, KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_PARTITIONS,
+        KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_REPLICA_ASSIGNMENT, KafkaError.INVALID_CONFIG,
+        KafkaError.INVALID_REQUEST, KafkaError.POLICY_VIOLATION, KafkaError.UNSUPPORTED_VERSION,
+        KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._AUTHENTICATION, KafkaError._INVALID_ARG,
+    }
+)  # fmt: skip
+NO_ANSWER = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
+Client = TypeVar("Client", bound=Any)
 
 
 def configuration(settings: KafkaSettings) -> dict[str, Any]:
@@ -21,6 +41,60 @@ def configuration(settings: KafkaSettings) -> dict[str, Any]:
         "ssl.key.location": settings.ssl_key_file,
     }
     return {name: str(value) for name, value in wanted.items() if value is not None}
+
+
+class Heard:
+    """Why a client got no answer, which librdkafka says beside it: of a wrong password too the answer itself is no more
+    than `Broker transport failure`. Quiet: it prints nothing."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._last: KafkaError | None = None
+
+    def client(self, kind: Callable[[dict[str, Any]], Client], **more: Any) -> Client:
+        """A client for these settings; raise Misconfigured where they make none."""
+        try:
+            return kind({**configuration(self._settings), **more, "log_level": 0, "error_cb": self._hear})
+        except KafkaException as error:
+            check(self._settings)
+            raise Misconfigured(f"kafka: {error.args[0].str()}.") from error
+
+    def failure(self, what: str, raised: KafkaException, client: Any) -> PipelineError:
+        """What `client` raised when it should `what`: Misconfigured where Kafka refuses, else Unavailable."""
+        error: KafkaError = raised.args[0]
+        settings, reason = self._settings, error
+        way = "Start it, or correct kafka.bootstrap_servers or kafka.security_protocol."
+        if error.code() in NO_ANSWER:
+            polled = client.poll(0)
+            told = polled.error() if isinstance(polled, Message) else None  # a consumer's own way of saying it
+            reason = told or self._last or error
+        said = str(reason.str()).rstrip(".")
+        if reason.code() in OURS - {KafkaError._AUTHENTICATION}:  # which may be in force only a moment later
+            rights = f" Grant {who(settings)} the right to." if reason.code() in RIGHTS else ""
+            return Misconfigured(f"Kafka at {settings.bootstrap_servers} refused to {what}: {said}.{rights}")
+        if reason.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            way = "Correct kafka.security_protocol, sasl_… or ssl_…."
+        return Unavailable(f"Kafka at {settings.bootstrap_servers} could not {what}: {said}. {way}")
+
+    def _hear(self, error: KafkaError) -> None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._last = error
+
+
+def who(settings: KafkaSettings) -> str:
+    """As whom ACLs know us."""
+    return f"User:{settings.sasl_username}" if settings.security_protocol.startswith("SASL") else "this client"
+
+
+def unseen(settings: KafkaSettings, topics: Sequence[str]) -> str:
+    """Said of topics that are not in the cluster's list."""
+    return f"missing in Kafka: {', '.join(topics)}; run `pipeline topics apply`{hidden(settings)}"
+
+
+def hidden(settings: KafkaSettings) -> str:
+    """Another way out, where what is not in the cluster's list may be there: it leaves out what a client may not
+    describe."""
+    return "" if settings.security_protocol == "PLAINTEXT" else f", or let {who(settings)} describe them"
 
 
 def tls(settings: KafkaSettings) -> ssl.SSLContext | None:

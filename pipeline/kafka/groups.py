@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -14,7 +14,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import Unavailable
-from pipeline.kafka.connection import configuration
+from pipeline.kafka.connection import Heard
 from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
@@ -42,13 +42,12 @@ class Committed(NamedTuple):
 
 
 class Groups:
-    """The groups of one cluster. Every call raises Unavailable where the cluster does not answer."""
+    """The groups of one cluster. Every call raises Unavailable where it does not answer, Misconfigured where it
+    refuses."""
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self._servers = settings.bootstrap_servers
-        # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
-        self._connection = {**configuration(settings), "log_level": 0}
-        self._client = AdminClient(self._connection)
+        self._heard = Heard(settings)
+        self._client = self._heard.client(AdminClient)
 
     def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Committed]:
         """What `group` committed for `partitions`; those for which it never did are left out."""
@@ -57,7 +56,7 @@ class Groups:
         asked = [TopicPartition(*place) for place in partitions]
         # A consumer that joins nothing: the admin client ends the process by a segmentation fault while the group's
         # coordinator moves or loads (librdkafka issue 5040).
-        consumer = Consumer({**self._connection, "group.id": group, "enable.auto.commit": False})
+        consumer = self._heard.client(Consumer, **{"group.id": group, "enable.auto.commit": False})
 
         def ask() -> list[TopicPartition]:
             found = consumer.committed(asked, timeout=TIMEOUT_S)
@@ -65,7 +64,7 @@ class Groups:
             return found
 
         try:
-            found = self._patiently(ask, f"tell the offsets of group {group}", NOT_YET)
+            found = self._patiently(ask, f"tell the offsets of group {group}", NOT_YET, consumer)
         finally:
             consumer.close()
         return {
@@ -110,7 +109,7 @@ class Groups:
 
         self._patiently(ask, f"delete group {group}", NOT_YET | STILL_THERE)
 
-    def _patiently(self, ask: Callable[[], Answer], what: str, passing: frozenset[int]) -> Answer:
+    def _patiently(self, ask: Callable[[], Answer], what: str, passing: frozenset[int], client: Any = None) -> Answer:
         """Ask again while Kafka answers one of `passing`, 20 s at most."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
@@ -125,10 +124,7 @@ class Groups:
                     raise Unavailable(
                         f"Could not {what}: it has members. Stop them all, then run this again."
                     ) from raised
-                raise Unavailable(
-                    f"Kafka at {self._servers} could not {what}: {str(error.str()).rstrip('.')}. "
-                    "Start it, or correct kafka.bootstrap_servers."
-                ) from raised
+                raise self._heard.failure(what, raised, client or self._client) from raised
 
 
 def _demand_success(partitions: Iterable[TopicPartition]) -> None:

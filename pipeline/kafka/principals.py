@@ -18,7 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public 
 )
 
 from pipeline.errors import Misconfigured
-from pipeline.kafka.connection import configuration
+from pipeline.kafka.connection import Heard
 from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
@@ -30,7 +30,7 @@ class Principals:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._servers = settings.bootstrap_servers
-        self._client = AdminClient({**configuration(settings), "log_level": 0})
+        self._client = Heard(settings).client(AdminClient)
 
     def make(self, name: str, password: str, prefix: str) -> None:
         """Let `name` log in, and do anything to topics, groups and transactions that begin with `prefix`."""

@@ -10,7 +10,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.errors import Unavailable
-from pipeline.kafka.connection import configuration
+from pipeline.kafka.connection import configuration, unseen
 from pipeline.settings import KafkaSettings
 
 log = structlog.get_logger()
@@ -109,6 +109,7 @@ class Publisher:
     """
 
     def __init__(self, settings: KafkaSettings, topics: Sequence[str], *, within_s: float) -> None:
+        self._settings = settings
         self._named = settings.named
         self._topics = [*map(self._named, topics)]
         self._bootstrap = settings.bootstrap_servers
@@ -116,6 +117,7 @@ class Publisher:
         self._away: str | None = f"no word yet from Kafka at {self._bootstrap}"
         self.asked = False  # whether it is known by now that Kafka answers, or that it does not
         self._fatal: str | None = None
+        self._heard = ""  # why, where Kafka does not answer
         self._stop = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._producer = Producer(
@@ -164,7 +166,7 @@ class Publisher:
 
     def _produce(self, topic: str, settled: Settled, **message: Any) -> None:
         def on_delivery(error: KafkaError | None, _: Message) -> None:
-            failure = None if error is None else Unavailable(f"Kafka did not acknowledge in time: {error.str()}.")
+            failure = None if error is None else Unavailable(f"Kafka did not acknowledge: {error.str()}.")
             if threading.get_ident() == self._thread:
                 settled(failure)
             else:  # that of `close`
@@ -213,7 +215,7 @@ class Publisher:
             try:
                 self._away = self._look()
             except KafkaException as error:
-                self._away = f"Kafka at {self._bootstrap} does not answer: {error.args[0].str()}"
+                self._away = f"Kafka at {self._bootstrap} does not answer: {self._heard or error.args[0].str()}"
             self.asked = True
             self._stop.wait(max(0.0, (PROBE_S if self._partitions else 0.2) - (time.monotonic() - started)))
 
@@ -223,12 +225,14 @@ class Publisher:
         found = {topic: len(cluster[topic].partitions) for topic in self._topics if topic in cluster}
         self._partitions = found
         missing = [topic for topic in self._topics if topic not in found]
-        return f"topics missing in Kafka: {', '.join(missing)}; run `pipeline topics apply`" if missing else None
+        return f"topics {unseen(self._settings, missing)}" if missing else None
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self._fatal = f"the producer cannot go on: {error.str()}"
             log.error("producer failed for good", reason=error.str())
+        elif error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._heard = error.str()
 
 
 def _settle(future: "asyncio.Future[Unavailable | None]", result: Unavailable | None) -> None:

@@ -21,7 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, but
 )
 
 from pipeline.errors import Unavailable
-from pipeline.kafka.connection import configuration
+from pipeline.kafka.connection import Heard
 from pipeline.settings import KafkaSettings
 
 TIMEOUT_S = 10.0
@@ -68,13 +68,13 @@ class Range:
 
 
 class Reader:
-    """One cluster, read. Every call raises Unavailable where the cluster does not answer."""
+    """One cluster, read. Every call raises Unavailable where the cluster does not answer, Misconfigured where it
+    refuses."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._servers = settings.bootstrap_servers
-        self._connection = configuration(settings)
-        # log_level 0: what goes wrong is raised by the calls below, once, and not also printed by librdkafka
-        self._admin = AdminClient({**self._connection, "log_level": 0})
+        self._heard = Heard(settings)
+        self._admin = self._heard.client(AdminClient)
 
     def topics(self) -> dict[str, int]:
         """Every topic of the cluster and how many partitions it has."""
@@ -135,9 +135,9 @@ class Reader:
 
         Raises Unavailable where the cluster is silent for 30 s, or retention removes what is still to be read.
         """
-        consumer = Consumer(
-            {
-                **self._connection,
+        consumer = self._heard.client(
+            Consumer,
+            **{
                 "group.id": "pipeline-audit",  # the client insists on a name; assignment never uses it
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -148,8 +148,7 @@ class Reader:
                 "queued.max.messages.kbytes": FETCHED_KBYTES,
                 "fetch.max.bytes": FETCH_BYTES,
                 "fetch.queue.backoff.ms": FULL_FOR_MS,
-                "log_level": 0,
-            }
+            },
         )
         try:
             with self._translated("read"):
@@ -172,6 +171,7 @@ class Reader:
             for fetched in batch:
                 place = (fetched.topic() or "", fetched.partition() or 0)
                 if place not in left:
+                    _demand_right(fetched)
                     continue
                 wanted = left[place]
                 position = wanted.end if _at_end(fetched) else min((fetched.offset() or 0) + 1, wanted.end)
@@ -211,16 +211,20 @@ class Reader:
         try:
             yield
         except KafkaException as raised:
-            error: KafkaError = raised.args[0]
-            reason = str(error.str()).rstrip(".")
-            raise Unavailable(
-                f"Kafka at {self._servers} could not {what}: {reason}. Start it, or correct kafka.bootstrap_servers."
-            ) from raised
+            raise self._heard.failure(what, raised, self._admin) from raised
 
 
 def _leader_moves(error: BaseException) -> bool:
     """Whether a broker has just started or lost a partition, which the client's next question knows."""
     return isinstance(error, KafkaException) and error.args[0].code() in LEADER_MOVES
+
+
+def _demand_right(fetched: Fetched) -> None:
+    """That a topic may not be read is told of none of its partitions; what is told of the group, which is never joined,
+    does not matter."""
+    error = fetched.error()
+    if error is not None and error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        raise KafkaException(error)
 
 
 def _at_end(fetched: Fetched) -> bool:

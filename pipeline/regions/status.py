@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pipeline import topics
-from pipeline.errors import Unavailable
+from pipeline.errors import PipelineError
 from pipeline.kafka.admin import Cluster
 from pipeline.kafka.groups import Committed, Groups
 from pipeline.kafka.reader import Range, Reader
@@ -88,7 +88,7 @@ def note(topology: Topology, settings: Settings) -> None:
             clusters = {seen.cluster for seen in noted(link, names, topology).values()}
             if not clusters or clusters == {Cluster(topology.regions[link.source].kafka).id()}:
                 write_down(link, names, topology)
-        except Unavailable:
+        except PipelineError:
             continue
 
 
@@ -163,13 +163,13 @@ def _link(link: Link, names: list[str], topology: Topology) -> LinkStatus:
         for (topic, _), time_ms in newest(target, here).items():
             newest_ms[topic] = max(time_ms, newest_ms.get(topic, 0))
         minute = target.between(here, time.time_ns() // 10**6 - MINUTE_MS, None)
-    except Unavailable as away:
+    except PipelineError as away:
         return LinkStatus(link.source, link.target, f"{link.target} does not answer: {away}", None)
     broken, lag = _broken(link, age_s), None
     try:
         lag = behind(link, names, source, target)
         broken = broken or _still(link, lag)
-    except (Unavailable, KeyError) as away:
+    except (PipelineError, KeyError) as away:
         broken = f"{link.source} does not answer, or has not its topics: {away}"
     now_ms = time.time_ns() // 10**6
     found = [

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import Misconfigured
 from pipeline.kafka.admin import Cluster, LiveTopic
+from pipeline.kafka.connection import hidden
 from pipeline.kafka.groups import Groups
 from pipeline.kafka.reader import Reader
 from pipeline.settings import KafkaSettings
@@ -46,7 +47,7 @@ def describe(declared: list[Topic], names: list[str], settings: KafkaSettings) -
     """Those of `names` that the cluster has, all of them where none is named. Raises Misconfigured for the others."""
     cluster, reader, groups = Cluster(settings), Reader(settings), Groups(settings)
     there = cluster.names()
-    missing = [f"There is no topic {name} in the cluster." for name in names if name not in there]
+    missing = [f"There is no topic {name} in the cluster{hidden(settings)}." for name in names if name not in there]
     if missing:
         raise Misconfigured(missing)
     files = {topic.name: topic for topic in declared}
@@ -77,7 +78,7 @@ def import_topic(name: str, said: dict[str, str], settings: KafkaSettings, direc
     path = directory / f"{name}.yaml"
     live = Cluster(settings).topics([name]).get(name)
     if live is None:
-        raise Misconfigured(f"There is no topic {name} in the cluster.")
+        raise Misconfigured(f"There is no topic {name} in the cluster{hidden(settings)}.")
     if path.exists():
         raise Misconfigured(f"{directory.name}/{path.name} is there already; `pipeline topics plan` shows differences.")
     fields = {"name": name, **said, **_declared(live)}

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple, Self
 
 from pipeline.errors import Misconfigured
+from pipeline.kafka.connection import hidden
 from pipeline.kafka.reader import Message, Range, Reader
 from pipeline.record.readable import decode
 from pipeline.settings import KafkaSettings
@@ -80,7 +81,8 @@ class Tail:
         there = sorted(self._reader.topics())
         if topic not in there:
             near = get_close_matches(topic, there, 3) or [name for name in there if not name.startswith("__")]
-            raise Misconfigured(f"There is no topic {topic}; there are {', '.join(near) or 'none'}.")
+            there_are = ", ".join(near) or "none"
+            raise Misconfigured(f"There is no topic {topic}; there are {there_are}{hidden(settings)}.")
         self._ranges = self._reader.retained([topic])
 
     def latest(self, start_ms: int, end_ms: int | None, limit: int) -> list[Found]:

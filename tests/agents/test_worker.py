@@ -22,7 +22,7 @@ from pipeline.agents.batch import join, known
 from pipeline.agents.ch_writer import DAY_NS, DAYS_AN_INSERT, MOST_DAYS_AN_INSERT, by_days, pieces, token
 from pipeline.agents.consumers import closed_is_broken
 from pipeline.agents.waiting import Waiting
-from pipeline.agents.worker import _application, _BytesBoundQueue
+from pipeline.agents.worker import FAILED, _application, _BytesBoundQueue, _run
 from pipeline.delivery import Message
 from pipeline.errors import Rejected
 from pipeline.record import container, schema
@@ -362,6 +362,16 @@ def test_faust_is_silent_about_a_store_that_is_away(tmp_path: pathlib.Path) -> N
     """After five minutes it would tell of each partition, every few seconds and at length, and bury what we say."""
     conf = _application(Settings(), ("pg_writer", 4), str(tmp_path)).conf
     assert min(conf.stream_processing_timeout, conf.broker_commit_livelock_soft_timeout) > 365 * 86_400
+
+
+def test_a_crash_of_fausts_is_no_difference() -> None:
+    """Its own code for it is 1, by which commands say that a difference was found."""
+
+    class Crashed:
+        def execute_from_commandline(self) -> None:
+            raise SystemExit(1)
+
+    assert _run(Crashed()) == FAILED  # type: ignore[arg-type]
 
 
 def test_a_topic_made_anew_has_other_tokens() -> None:

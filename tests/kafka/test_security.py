@@ -1,9 +1,10 @@
 """SASL and TLS, against a broker that takes nothing else."""
 
 import asyncio
+import pathlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import trustme
@@ -12,10 +13,12 @@ from cryptography.hazmat.primitives import serialization
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from pipeline import topics
-from pipeline.agents import worker
+from pipeline.agents import gaps, worker
 from pipeline.errors import Misconfigured, Unavailable
 from pipeline.kafka.admin import Cluster
 from pipeline.kafka.connection import tls
+from pipeline.kafka.groups import Groups
+from pipeline.kafka.principals import Principals
 from pipeline.kafka.producer import Publisher
 from pipeline.kafka.reader import Reader
 from pipeline.local import parts
@@ -138,19 +141,57 @@ def test_every_client_of_ours_gets_in(secured: KafkaSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "says"),
     [
-        {"sasl_password": "wrong"},
-        {"security_protocol": "PLAINTEXT"},
-        {"ssl_ca_file": None},
+        ({"sasl_password": "wrong"}, "Authentication failed"),
+        ({"security_protocol": "PLAINTEXT"}, "or kafka.security_protocol"),
+        ({"ssl_ca_file": None}, "certificate verify failed"),
     ],
 )
-def test_who_is_not_let_in_hears_it_and_tells_no_secret(secured: KafkaSettings, wrong: dict[str, object]) -> None:
+def test_who_is_not_let_in_hears_it_and_tells_no_secret(
+    secured: KafkaSettings, wrong: dict[str, object], says: str
+) -> None:
     """A wrong password, no TLS, or a broker whose certificate nobody vouches for."""
-    with pytest.raises((Unavailable, Misconfigured)) as caught:
-        Cluster(KafkaSettings(**{**secured.model_dump(), **wrong})).topics(["logs_raw"])
-    assert "wrong" not in str(caught.value)
-    assert PASSWORD not in str(caught.value)
+    own = KafkaSettings(**{**secured.model_dump(), **wrong})
+    for ask in (lambda: Cluster(own).topics(["logs_raw"]), lambda: Reader(own).topics()):
+        with pytest.raises(Unavailable, match=says) as caught:
+            ask()
+        assert "wrong" not in str(caught.value)
+        assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Cluster, Reader, Groups, Principals])
+@pytest.mark.parametrize("there", [False, True])
+def test_files_of_tls_that_are_none_are_told(
+    tmp_path: pathlib.Path, kind: Callable[[KafkaSettings], object], there: bool
+) -> None:
+    """By the setting that names them, whoever of us reads them first."""
+    file = tmp_path / "ca.pem"
+    if there:
+        file.write_text("nothing that a certificate is made of")
+    with pytest.raises(Misconfigured, match=r"kafka\.ssl_"):
+        kind(KafkaSettings(bootstrap_servers="127.0.0.1:1", security_protocol="SSL", ssl_ca_file=file))
+
+
+def test_a_right_that_is_missing_is_told(kafka: str, session_settings: Settings) -> None:
+    """Topics that may not be seen are not said to be missing alone, and a refusal says who is to be granted what."""
+    by_all = KafkaSettings(bootstrap_servers=kafka)
+    topics.apply_all(Settings(kafka=by_all))
+    Principals(by_all).make("poor", "pass", "poor_")
+    poor = KafkaSettings(
+        bootstrap_servers=session_settings.replay.kafka_servers, security_protocol="SASL_PLAINTEXT",
+        sasl_username="poor", sasl_password="pass",
+    )  # fmt: skip
+    with pytest.raises(Misconfigured, match=r"`pipeline topics apply`, or let User:poor describe them"):
+        gaps.find("pg_writer", ["logs_raw"], Settings(kafka=poor))
+    for refused in (
+        lambda: Groups(poor).committed("pg_writer", [("logs_raw", 0)]),
+        lambda: worker._demand_rights(Settings(kafka=poor), "pg_writer", ["logs_raw"]),
+        lambda: worker._demand_rights(Settings(kafka=poor), "poor_writer", ["logs_raw"]),
+        lambda: Cluster(poor).create("other", partitions=1, replication_factor=1, config={}),
+    ):
+        with pytest.raises(Misconfigured, match=r"refused to .* Grant User:poor the right"):
+            refused()
 
 
 @pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL", "SASL_SSL", "SASL_PLAINTEXT"])
