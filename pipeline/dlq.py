@@ -213,7 +213,8 @@ class Letters:
         if held.start <= offset < held.end:
             for message in self._reader.read([Range(topic, partition, offset, offset + 1)]):
                 return DeadLetter.of(message)
-        raise Misconfigured(f"{name}: {topic}/{partition} holds offsets {held.start} to {held.end - 1}.")
+        holds = f"holds offsets {held.start} to {held.end - 1}" if held.start < held.end else "is empty"
+        raise Misconfigured(f"{name}: {topic}/{partition} {holds}.")
 
     def plan(self, action: Literal["replay", "drop"], selection: Selection) -> list[Change]:
         """What `apply` would do with the pending letters of `selection`. Changes nothing."""

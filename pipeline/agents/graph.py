@@ -58,7 +58,7 @@ class Graph:
                 topics_of(agent, self._declared)
             except Misconfigured as error:
                 found += error.problems
-        return [*found, *self._owners(), *self._cycles(), *self._unstored(), *self._routed(), *self._ranks()]
+        return [*found, *self._owners(), *self.cycles().values(), *self._unstored(), *self._routed(), *self._ranks()]
 
     def _owners(self) -> Iterable[str]:
         owners: dict[str, list[Agent]] = defaultdict(list)
@@ -72,7 +72,8 @@ class Graph:
             if topic in (f"{signal}_raw" for signal in SIGNALS):
                 yield f"{several[0].where}: {several[0].name} writes {topic}, which is the gateway's."
 
-    def _cycles(self) -> Iterable[str]:
+    def cycles(self) -> dict[frozenset[str], str]:
+        """By what is in it, agents and topics, a sentence for each cycle: records would go round in it for ever."""
         after: dict[str, list[str]] = defaultdict(list)
         for edge in self.edges:
             after[edge.source].append(edge.target)
@@ -85,12 +86,12 @@ class Graph:
                     return found
             return None
 
-        told: set[frozenset[str]] = set()
+        told: dict[frozenset[str], str] = {}
         for agent in self._agents:
             way = to(agent.name, agent.name, (agent.name,))
-            if way and frozenset(way) not in told:
-                told.add(frozenset(way))
-                yield f"{agent.where}: a cycle: {' → '.join(way)}."
+            if way:
+                told.setdefault(frozenset(way), f"{agent.where}: a cycle: {' → '.join(way)}.")
+        return told
 
     def _unstored(self) -> Iterable[str]:
         used = {agent.reads for agent in self._agents}.union(*(self._routes.of(signal) for signal in SIGNALS))

@@ -111,7 +111,7 @@ def run(
     paths: Paths = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Of each agent; default: its settings.")] = None,
 ) -> None:
-    """Run agents, each in processes of its own, until SIGTERM; a file that is not good is told and the others run."""
+    """Run agents, each in processes of its own, until SIGTERM; one that is not good is told and the others run."""
     from pipeline import workers as processes
     from pipeline.agents import graph
     from pipeline.agents.load import settings_of
@@ -121,7 +121,12 @@ def run(
     log.configure("agents")
     declared = _declared(loaded)
     groups = []
-    for agent in _load(paths).agents.values():
+    found = _load(paths)
+    cycles = graph.Graph(list(found.agents.values()), declared, loaded.routes).cycles()
+    _tell([f"{cycle} Its agents do not run: records would go round for ever." for cycle in cycles.values()])
+    for agent in found.agents.values():
+        if any(agent.name in cycle for cycle in cycles):
+            continue
         try:
             own, _ = settings_of(agent, loaded)
             graph.topics_of(agent, declared)

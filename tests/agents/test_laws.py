@@ -206,6 +206,17 @@ def test_settings(tmp_path: pathlib.Path) -> None:
     ]  # fmt: skip
 
 
+def test_agents_in_a_cycle_do_not_run(tmp_path: pathlib.Path) -> None:
+    """What they made they would be given again, for ever, until Kafka's disk is full."""
+    folder(tmp_path, a='@agent(reads="logs_norm", writes="logs_norm", version=1)\ndef round(record): return record\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "agents", "run", str(tmp_path)], capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "a cycle: round → logs_norm → round. Its agents do not run" in done.stderr
+
+
 def test_graph(tmp_path: pathlib.Path) -> None:
     """Unknown topics, cycles, two owners of one topic, topics that nobody stores and two forms of one event are told;
     what is well is drawn."""
