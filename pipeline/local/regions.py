@@ -1,11 +1,13 @@
 """Several regions on this machine: a stack each, and MirrorMaker 2 where something is mirrored to."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from pipeline import regions, topics
 from pipeline.errors import Misconfigured
+from pipeline.local.processes import Runner
 from pipeline.local.servers import port_of
 from pipeline.local.stack import MIRROR_MAKER, Mirror, Stack
 from pipeline.regions import Topology, mirror_maker
@@ -21,9 +23,17 @@ class Regions:
     A region's Kafka and stores listen where the topology says, all else where `of` says.
     """
 
-    def __init__(self, topology: Topology, own: Mapping[str, Settings], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        own: Mapping[str, Settings],
+        tell: Callable[[str], None],
+        beside: Collection[str] = (),
+    ) -> None:
+        """`beside` are regions that run here too."""
         self.topology = topology
         self.settings = dict(own)
+        self._here = {*own, *beside}
         self.stacks = {alias: Stack(each, _telling(tell, alias), self._mirror(alias)) for alias, each in own.items()}
 
     @classmethod
@@ -37,28 +47,30 @@ class Regions:
                 [f"There is no region {alias!r} in {base.topology}; there are {known}." for alias in unknown]
             )
         places = {alias: number for number, alias in enumerate(topology.regions, 1)}
-        return cls(topology, {alias: region_settings(base, topology, alias, places[alias]) for alias in aliases}, tell)
+        own = {alias: region_settings(base, topology, alias, places[alias]) for alias in aliases}
+        return cls(topology, own, tell, [alias for alias in places if Runner(_home(base, alias)).find("kafka")])
 
     @classmethod
     def made(cls, base: Settings, tell: Callable[[str], None]) -> Self | None:
         """Those that `up` has made and nobody wiped; None where there are none."""
-        homes = base.local.home / "regions"
+        homes = _home(base, "")
         aliases = [path.name for path in homes.iterdir() if path.is_dir()] if homes.is_dir() else []
         return cls.of(base, sorted(aliases), tell) if aliases else None
 
     def up(self) -> None:
-        """Start what does not run: every region, then MirrorMaker between them."""
-        started: list[Stack] = []
+        """Start what does not run: every region, then MirrorMaker between them, anew where a link was added."""
+        started: list[tuple[Stack, list[str]]] = []
         try:
             for stack in self.stacks.values():
-                if any(row["state"] == "stopped" for row in stack.status()["processes"]):
-                    started.append(stack)
+                missing = [row["name"] for row in stack.status()["processes"] if row["state"] == "stopped"]
+                if missing:
+                    started.append((stack, missing))
                     stack.up()
             for stack in self._mirrored_into():
-                stack.start([MIRROR_MAKER])
+                stack.mirror()
         except BaseException:
-            for stack in started:
-                stack.down()
+            for stack, missing in started:
+                stack.stop(missing)
             raise
 
     def down(self) -> None:
@@ -88,7 +100,7 @@ class Regions:
 
     def _mirror(self, alias: str) -> Mirror | None:
         """Links from regions that are here; a part of the topology may be up."""
-        here = [link for link in self.topology.links_to(alias) if link.source in self.settings]
+        here = [link for link in self.topology.links_to(alias) if link.source in self._here]
         if not here:
             return None
         own = self.settings[alias]
@@ -106,7 +118,7 @@ class Regions:
 def region_settings(base: Settings, topology: Topology, alias: str, place: int) -> Settings:
     """Of the region that stands at `place` in the topology, from 1."""
     region, ports = topology.regions[alias], place * PORTS_APART
-    home = base.local.home / "regions" / alias
+    home = _home(base, alias)
 
     def moved(part: Any, **changes: Any) -> Any:
         at = {
@@ -134,6 +146,10 @@ def region_settings(base: Settings, topology: Topology, alias: str, place: int) 
             "local": moved(base.local, home=home),
         }
     )
+
+
+def _home(base: Settings, alias: str) -> pathlib.Path:
+    return base.local.home / "regions" / alias
 
 
 def _moved(server: str, ports: int) -> str:

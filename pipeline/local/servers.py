@@ -28,6 +28,7 @@ from pipeline.timescale.connection import parameters
 
 Tell = Callable[[str], None]
 ORDINARY_USER = "nobody"  # runs PostgreSQL where we are root, which it refuses
+MIRROR_PROPERTIES = pathlib.Path("mirror_maker") / "mm2.properties"
 JVM = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # a fast start and a small heap, on a shared machine
 
 
@@ -80,9 +81,8 @@ def port_of(server: str, setting: str) -> int:
 
 def mirror_maker(properties: str, local: LocalSettings, tell: Tell) -> Process:
     """MirrorMaker 2 in dedicated mode with these properties; ready when its workers answer each other."""
-    jars, home = parts.kafka_jars(local.parts, tell), local.home / "mirror_maker"
-    home.mkdir(parents=True, exist_ok=True)
-    config = home / "mm2.properties"
+    jars, config = parts.kafka_jars(local.parts, tell), local.home / MIRROR_PROPERTIES
+    config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(properties)
     java = ["java", *JVM, f"-Dlog4j2.configurationFile={parts.DEPLOY / 'kafka' / 'log4j2.yaml'}", "-cp", f"{jars}/*"]
 
@@ -90,6 +90,12 @@ def mirror_maker(properties: str, local: LocalSettings, tell: Tell) -> Process:
         socket.create_connection(("127.0.0.1", local.mirror_maker_port), timeout=1).close()
 
     return Process("mirror_maker", [*java, "org.apache.kafka.connect.mirror.MirrorMaker", str(config)], ready)
+
+
+def mirror_properties(local: LocalSettings) -> str:
+    """Those that it was last started with; empty where it never was."""
+    config = local.home / MIRROR_PROPERTIES
+    return config.read_text() if config.is_file() else ""
 
 
 def postgres(settings: PostgresSettings, local: LocalSettings, tell: Tell) -> Process:

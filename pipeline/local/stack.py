@@ -23,7 +23,8 @@ from pipeline.settings import Settings
 from pipeline.timescale.connection import shown
 
 SERVERS = ("kafka", "postgres", "clickhouse")
-OURS = ("registry", "gateway", "pg_writer", "ch_writer")
+WRITERS = ("pg_writer", "ch_writer")
+OURS = ("registry", "gateway", *WRITERS)
 NAMES = SERVERS + OURS
 MIRROR_MAKER = "mirror_maker"
 
@@ -90,6 +91,16 @@ class Stack:
             missing = self._missing(names)
             with self._undone_if_cut_off(missing):
                 self._start(missing)
+
+    def mirror(self) -> None:
+        """Start MirrorMaker; where it runs without some of its links, anew, and the writers, who may not know them."""
+        assert self._mirror
+        known = servers.mirror_properties(self._settings.local).splitlines()
+        links = [line for line in self._mirror.properties.splitlines() if line.endswith(".enabled = true")]
+        if self._runner.find(MIRROR_MAKER) and not set(links) <= set(known):
+            self.prepare()
+            self.restart([*WRITERS, MIRROR_MAKER])
+        self.start([MIRROR_MAKER])
 
     def status(self) -> dict[str, Any]:
         """Every address, without its secrets, and a row for every process; worker processes are rows under their

@@ -39,7 +39,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Regions,
         central = regions.stacks["central"]
         central.start(["kafka", "postgres", "clickhouse"])
         central.prepare()
-        central.start(["ch_writer", MIRROR_MAKER])
+        before = Regions(regions.topology, {alias: settings[alias] for alias in ("eu", "central")}, print)
+        before.stacks["central"].start(["ch_writer", MIRROR_MAKER])
+        central.mirror()
 
     with part(up, regions.wipe):
         yield regions, settings
@@ -47,9 +49,10 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Regions,
 
 @pytest.mark.timeout(420)
 def test_what_two_regions_take_is_at_the_centre_once(several: tuple[Regions, dict[str, Settings]]) -> None:
-    """Load on both edges, one request in twenty to both: the centre holds each record once and says of which region;
-    MirrorMaker writes in transactions; the audit closes; a query names the region that did not answer; status says which
-    link is broken, and a failover what is lost; what came over of a region that is away can be replayed.
+    """us is added to eu and the centre, which run. Load on both edges, one request in twenty to both: the centre holds
+    each record once and says of which region; MirrorMaker writes in transactions; the audit closes; a query names the
+    region that did not answer; status says which link is broken, and a failover what is lost; what came over of a region
+    that is away can be replayed.
     """
     regions, settings = several
     central = settings["central"]
