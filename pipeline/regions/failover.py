@@ -197,13 +197,7 @@ class Failover(_Pair):
             course.lost = self.lost()
             self._count(course)
         else:
-            left = status.behind(self.link, self.names, self.source, self.target)
-            count = sum(each.messages for each in left.values())
-            course.add(
-                f"{self.link.source} answers, and all that it has is at {self.link.target}",
-                "refused" if count else "done",
-                f"{count} messages have not come over: stop its gateways, wait, and run this again" if count else "",
-            )
+            self._answers(course)
         for group in GROUPS:
             offsets = self._to_begin(group)
             if offsets:
@@ -241,6 +235,20 @@ class Failover(_Pair):
                 end = _time(max(each.time_ms for each in own.values()))
                 found.append(Lost(name, sum(left[n] for n in lacking), start, end))
         return found
+
+    def _answers(self, course: Course) -> None:
+        what = f"{self.link.source} answers, and all that it has is at {self.link.target}"
+        if anew := status.made_anew(self.link, self.names, self.topology):
+            course.add(f"what Kafka of {self.link.source} held is gone", "done", anew)
+            course.lost = self.lost()
+            self._count(course)
+        elif missing := sorted(set(self.names) - self.source.topics().keys()):
+            course.add(what, "refused", f"it has no {', '.join(missing)}: run `pipeline topics apply` there")
+        else:
+            left = status.behind(self.link, self.names, self.source, self.target)
+            count = sum(each.messages for each in left.values())
+            why = f"{count} messages have not come over: stop its gateways, wait, and run this again" if count else ""
+            course.add(what, "refused" if count else "done", why)
 
     def _count(self, course: Course) -> None:
         what = f"what {self.link.source} had and {self.link.target} has not is counted"
@@ -287,10 +295,8 @@ class Failback(_Pair):
         super().__init__(topology, settings, source, target)
 
     def look(self) -> Course:
-        course, away = Course(), self.away()
-        if away:
-            course.add(f"Kafka of {self.link.source} answers", "refused", away)
-            return course
+        course = Course()
+        Cluster(self.source_kafka).id()
         course.add(f"Kafka of {self.link.source} answers", "done")
         declared = topics.load(self.settings.topics_directory, environment=self.settings.environment)
         missing = topics.plan(declared, Cluster(self.source_kafka))
@@ -326,10 +332,8 @@ class Failback(_Pair):
 
     def _made_anew(self) -> str:
         """Why what MirrorMaker remembers cannot be of the cluster that is there; empty where it is."""
-        cluster = Cluster(self.source_kafka).id()
-        seen = {each.cluster for each in status.noted(self.link, self.names, self.topology).values()}
-        if seen - {cluster}:
-            return f"it was cluster {', '.join(seen)}, and is {cluster}"
+        if anew := status.made_anew(self.link, self.names, self.topology):
+            return anew
         ends = {(each.topic, each.partition): each.end for each in self.source.retained(self.names)}
         beyond = [place for place, position in self.positions().items() if position.offset > ends.get(place, 0)]
         return f"{len(beyond)} of them are behind the end of their partition" if beyond else ""

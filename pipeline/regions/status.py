@@ -85,11 +85,18 @@ def note(topology: Topology, settings: Settings) -> None:
     for link in topology.links:
         names = [topic.name for topic in link.of(declared)]
         try:
-            clusters = {seen.cluster for seen in noted(link, names, topology).values()}
-            if not clusters or clusters == {Cluster(topology.regions[link.source].kafka).id()}:
+            if not made_anew(link, names, topology):
                 write_down(link, names, topology)
-        except PipelineError:
+        except (PipelineError, KeyError):  # away, or without its topics: there is nothing to note
             continue
+
+
+def made_anew(link: Link, names: Sequence[str], topology: Topology) -> str:
+    """Which cluster the source was when it was last seen, and which it is; empty where that is the same, or nobody
+    watched. Raises Unavailable where a region is away."""
+    seen = {each.cluster for each in noted(link, names, topology).values()}
+    cluster = Cluster(topology.regions[link.source].kafka).id()
+    return "" if seen <= {cluster} else f"it was cluster {', '.join(sorted(seen))}, and is {cluster}"
 
 
 def write_down(link: Link, names: Sequence[str], topology: Topology) -> None:
@@ -168,7 +175,8 @@ def _link(link: Link, names: list[str], topology: Topology) -> LinkStatus:
     broken, lag = _broken(link, age_s), None
     try:
         lag = behind(link, names, source, target)
-        broken = broken or _still(link, lag)
+        anew = made_anew(link, names, topology)
+        broken = _anew(link, anew) if anew else broken or _still(link, lag)
     except (PipelineError, KeyError) as away:
         broken = f"{link.source} does not answer, or has not its topics: {away}"
     now_ms = time.time_ns() // 10**6
@@ -191,6 +199,13 @@ def _broken(link: Link, age_s: float | None) -> str:
     if age_s > BROKEN_AFTER_S:
         return f"the last heartbeat that came is {age_s:.0f} s old: MirrorMaker is down, or cannot reach {link.source}."
     return ""
+
+
+def _anew(link: Link, anew: str) -> str:
+    return (
+        f"Kafka of {link.source} was made anew ({anew}), and MirrorMaker may pass over what it takes: run `pipeline "
+        f"regions failback --from {link.target} --to {link.source}`."
+    )
 
 
 def _still(link: Link, lag: Mapping[str, Behind]) -> str:
