@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.errors import Misconfigured
 from pipeline.replay.described import Described, describe
 from pipeline.replay.folder import Folder, Way
+from pipeline.replay.plan import Plan
 from pipeline.settings import PREFIX, ROOT, RoutesSettings, Settings, as_environment
 
 WITHIN_S = 2.0  # few large inserts: nobody waits for what they store, and live writes to the same servers
@@ -37,6 +38,7 @@ def changed(folder: Folder, live: Settings, way: Way) -> Changed:
     if way.agents is not None:
         env = environment(sandbox.settings(base, live, folder.secret), code)
         found = describe(way.agents, env, code)
+        _demand_apart(folder.plan, found)
         base = base.model_copy(update={"routes": _routes(base, found)})
     own = sandbox.settings(_with_ports(base, list(found)), live, folder.secret)
     return Changed(own, code, code / "migrations", found)
@@ -99,6 +101,15 @@ def _routes(base: Settings, agents: Mapping[str, Described]) -> RoutesSettings:
             if topic not in read:
                 written.setdefault(signal, []).append(topic)
     return base.routes.model_copy(update={signal: tuple(dict.fromkeys(found)) for signal, found in written.items()})
+
+
+def _demand_apart(plan: Plan, agents: Mapping[str, Described]) -> None:
+    """Raise Misconfigured where an agent would write into the copy of what is replayed."""
+    found = [(topic, agent.name) for agent in agents.values() for topic in agent.writes.values()]
+    both = [f"{plan.name} replays {topic}, which {name} writes too: plan without it." for topic, name in found
+            if topic in plan.topics]  # fmt: skip
+    if both:
+        raise Misconfigured(both)
 
 
 def _with_ports(base: Settings, agents: Sequence[str]) -> Settings:

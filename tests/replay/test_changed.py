@@ -3,10 +3,15 @@
 import pathlib
 import shutil
 
-from pipeline.replay.changed import environment
+import pytest
+
+from pipeline.errors import Misconfigured
+from pipeline.replay.changed import changed, environment
 from pipeline.replay.described import describe
+from pipeline.replay.folder import Folder, Way
 from pipeline.replay.names import Sandbox
 from pipeline.settings import PREFIX, ROOT, PostgresSettings, ReplaySettings, Settings
+from tests.replay.test_bad_input import planned
 
 
 def test_a_sandbox_is_told_only_what_is_not_as_ever(tmp_path: pathlib.Path) -> None:
@@ -30,3 +35,18 @@ def test_agents_write_what_the_folder_of_topics_declares(tmp_path: pathlib.Path)
     )
     env = environment(Settings(topics_directory=tmp_path / "topics"), ROOT)
     assert describe(file, env, ROOT)["keep"].writes == {"logs": "logs_audit"}
+
+
+def test_an_agent_does_not_write_into_what_is_replayed(tmp_path: pathlib.Path) -> None:
+    """What is copied and what an agent makes would be in one topic, and no run could go on: both are named before."""
+    file = tmp_path / "keep.py"
+    file.write_text(
+        "from pipeline.agents import LogRecord, agent\n\n\n"
+        "@agent(reads='logs_raw', writes='logs_norm', version=1)\ndef keep(record: LogRecord): return record\n"
+    )
+    live = Settings(replay=ReplaySettings(directory=tmp_path / "replay"))
+    plan = planned("both-1")
+    made = plan.model_copy(update={"slices": (plan.slices[0].model_copy(update={"topic": "logs_norm"}),)})
+    with pytest.raises(Misconfigured, match=r"both-1 replays logs_norm, which keep writes too"):
+        changed(Folder.made(made, live), live, Way(agents=file, records_per_s=1))
+    changed(Folder.made(planned("raw-1"), live), live, Way(agents=file, records_per_s=1))
