@@ -86,8 +86,15 @@ class Folder:
 
     @property
     def plan(self) -> Plan:
-        """Raise Misconfigured where it is damaged."""
-        return Plan.parse((self.path / "plan.json").read_text(errors="replace"), str(self.path / "plan.json"))
+        """Raise Misconfigured where it is damaged, or another sandbox's."""
+        path = self.path / "plan.json"
+        found = Plan.parse(path.read_text(errors="replace"), str(path))
+        if found.sandbox.id != self.path.name:
+            raise Misconfigured(
+                f"{path} is the plan of {found.name}, and its folder another sandbox's: drop {self.path.name} and plan "
+                "again."
+            )
+        return found
 
     @property
     def sandbox(self) -> Sandbox:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import digits
 from pipeline.errors import Misconfigured
+from pipeline.kafka.admin import Cluster
 from pipeline.kafka.dead_letters import SUFFIX
 from pipeline.kafka.reader import Range, Reader
 from pipeline.replay.names import Sandbox
@@ -19,6 +20,7 @@ from pipeline.settings import Settings
 
 SAMPLE = 500  # messages of a partition, whose headers are read
 ASSUMED_RECORDS_PER_S = 30_000  # until a run on this machine has measured it
+AGAIN = "`pipeline replay drop {0}`, and plan it again."
 TIME = re.compile(r"[0-2]?\d:\d\d(:\d\d)?")
 Model = ConfigDict(extra="forbid", frozen=True)
 Moment = datetime.datetime
@@ -190,7 +192,7 @@ def make(  # noqa: PLR0913 - what a plan is made of
     lifetime = datetime.timedelta(hours=live.replay.lifetime_hours)
     made = Plan(
         name=name, created=now, expires=now + lifetime, start=start, end=end, where=dict(where.equal),
-        slices=tuple(slices), records_per_s=rate,
+        slices=tuple(slices), cluster_id=Cluster(live.kafka).id(), records_per_s=rate,
     )  # fmt: skip
     if made.bytes > live.replay.max_bytes:
         raise Misconfigured(
@@ -198,6 +200,32 @@ def make(  # noqa: PLR0913 - what a plan is made of
             f"{live.replay.max_bytes / 1e9:,.1f}: take a smaller window, or raise it."
         )
     return made
+
+
+def demand_cluster(plan: Plan, live: Settings) -> None:
+    """Raise Misconfigured where live's Kafka is another cluster than the plan was made over."""
+    cluster = Cluster(live.kafka).id()
+    if plan.cluster_id not in ("", cluster):
+        raise Misconfigured(
+            f"{plan.name} was planned over cluster {plan.cluster_id}, and {live.kafka.bootstrap_servers} is {cluster}, "
+            f"where its offsets say nothing: correct kafka.bootstrap_servers, or {AGAIN.format(plan.name)}"
+        )
+
+
+def demand_retained(plan: Plan, left: Sequence[Slice], live: Settings) -> None:
+    """Raise Misconfigured where Kafka has no longer all of `left`, a part of the plan."""
+    reader = Reader(live.kafka)
+    there = reader.topics()
+    wanted = dict.fromkeys(each.topic for each in left)
+    gone = [f"{topic} is gone" for topic in wanted if topic not in there]
+    retained = {(each.topic, each.partition): each.start for each in reader.retained(t for t in wanted if t in there)}
+    for each in left:
+        first = retained.get((each.topic, each.partition), each.start)
+        if first > each.start:
+            removed = f"{each.start:,} to {min(first, each.end) - 1:,}"
+            gone.append(f"{each.topic} [{each.partition}]: retention has removed offsets {removed}")
+    if gone:
+        raise Misconfigured([f"{each} since {plan.name} was planned: {AGAIN.format(plan.name)}" for each in gone])
 
 
 def _sources(topics: Sequence[str], there: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ from pipeline.replay import place, tables
 from pipeline.replay.changed import Changed, changed, environment
 from pipeline.replay.copy import Copier
 from pipeline.replay.folder import Folder, Way
+from pipeline.replay.plan import demand_cluster, demand_retained
 from pipeline.settings import Settings
 from pipeline.topics import Topic
 from pipeline.workers import NUMBER_VARIABLE
@@ -101,6 +102,7 @@ def run(folder: Folder, live: Settings, way: Way, tell: Tell) -> None:
     if plan.expires <= datetime.datetime.now(datetime.UTC):
         raise Misconfigured(f"{plan.name} expired at {plan.expires:%Y-%m-%d %H:%M} UTC: drop it and plan again.")
     with folder.locked():
+        demand_cluster(plan, live)
         made = changed(folder, live, way)
         folder.keep_way(way)
         folder.unpause()
@@ -163,6 +165,7 @@ def _copy(folder: Folder, live: Settings, made: Changed, running: _Running, tell
     assert way is not None
     copier = Copier(plan, live, made.settings)
     left = copier.left()
+    demand_retained(plan, left, live)
     before = sum(each.records for each in plan.slices) if not left else 0
     done = max(before, int(folder.state.get("copied_records", 0)))
     passed = 0

@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Sequence
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import Misconfigured
 from pipeline.maintain.change import Change
-from pipeline.replay import drop, place
+from pipeline.replay import drop, into_live, place
 from pipeline.replay import plan as planning
 from pipeline.replay.folder import Folder, every
 from pipeline.replay.names import Sandbox
 from pipeline.replay.plan import Plan, Slice, window
 from pipeline.replay.where import Where
-from pipeline.settings import ROOT, KafkaSettings, PostgresSettings, ReplaySettings, Settings
+from pipeline.settings import ROOT, KafkaSettings, PostgresSettings, ReplaySettings, RoutesSettings, Settings
 from tests.replay.world import World
 
 NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
@@ -122,6 +124,17 @@ def test_a_damaged_sandbox_hides_no_other(
     assert len(steps) == len(kept) + 1
 
 
+def test_a_plan_in_another_sandboxs_folder_is_told(tmp_path: pathlib.Path) -> None:
+    """A copied folder neither runs nor drops the sandbox that it was copied from: it is told, and dropped alone."""
+    live = Settings(replay=ReplaySettings(directory=tmp_path))
+    shutil.copytree(Folder.made(planned("first-1"), live).path, tmp_path / "second1")
+    copied = Folder.of("second-1", live)
+    with pytest.raises(Misconfigured, match=r"second1/plan\.json is the plan of first-1.*drop second1"):
+        _ = copied.plan
+    assert copied.sandbox.owner == "sandbox_second1"
+    assert [one.plan.name for one in every(live)] == ["first-1"]
+
+
 @pytest.mark.timeout(300)
 def test_a_damaged_plan_can_be_dropped(world: World) -> None:
     """As its sentence says: `drop` takes everything of that name away, and another can be planned before."""
@@ -195,3 +208,43 @@ def test_a_slice_over_its_quota_is_refused(world: World) -> None:
     between = window(*world.window[1::2], datetime.datetime.now(datetime.UTC))
     with pytest.raises(Misconfigured, match=r"replay\.max_bytes"):
         planning.make(small, "big-1", topics=["logs_raw"], between=between, where=Where(), rate=1)
+
+
+def test_a_back_fill_brings_only_what_the_stores_hold() -> None:
+    """What agents stand before, or another region stores, is refused: it would come past redaction, or twice."""
+    plan = planned("fill-1")
+    mirror = plan.slices[0].model_copy(update={"topic": "eu.logs_raw"})
+    for live, each in (
+        (Settings(routes=RoutesSettings(logs=("logs_norm",))), plan),
+        (Settings(), plan.model_copy(update={"slices": (mirror,)})),
+    ):
+        with pytest.raises(Misconfigured, match=rf"not filled from {each.slices[0].topic} but from logs_"):
+            into_live.lines(each, live)
+    into_live.lines(plan, Settings())
+    into_live.lines(plan.model_copy(update={"slices": (mirror,)}), Settings(mirrored_regions=("eu",)))
+
+
+@pytest.mark.timeout(300)
+def test_what_is_not_there_as_planned_is_told(world: World) -> None:
+    """Messages that retention has removed since, or another cluster at the address: a run and a back-fill name them and
+    the way out, and copy nothing."""
+    world.plan("gone-1", "traces_raw")
+    folder = Folder.of("gone-1", world.live)
+    first = folder.plan.slices[0]
+    until = TopicPartition(first.topic, first.partition, first.start + 2)
+    admin = AdminClient({"bootstrap.servers": world.live.kafka.bootstrap_servers})
+    admin.delete_records([until])[until].result(30)
+    removed = f"{first.topic} [{first.partition}]: retention has removed offsets {first.start} to {first.start + 1}"
+    both = (("run", "gone-1"), ("into-live", "gone-1", "--approve", "gone-1"))
+    for words in both:
+        code, said = world.replay(*words)
+        assert (code, removed in said, "`pipeline replay drop gone-1`, and plan it again" in said) == (2, True, True), (
+            said
+        )
+    assert folder.state.get("copied_records", 0) == 0
+    moved = folder.plan.model_copy(update={"cluster_id": "another"})
+    (folder.path / "plan.json").write_text(moved.model_dump_json())
+    for words in both:
+        code, said = world.replay(*words)
+        assert (code, "gone-1 was planned over cluster another" in said) == (2, True), said
+    assert world.replay("drop", "gone-1", "--yes")[0] == 0
