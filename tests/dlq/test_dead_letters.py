@@ -1,11 +1,12 @@
 """The form of a dead letter, and what is remembered of those that were handled."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.delivery import Message
 from pipeline.dlq import Handled
-from pipeline.errors import Rejected
+from pipeline.errors import Misconfigured, Rejected
 from pipeline.kafka import reader
 from pipeline.kafka.dead_letters import DeadLetter, headers
 from pipeline.kafka.groups import Committed
@@ -72,6 +73,13 @@ def test_handled_offsets_are_remembered_exactly(start: int, several: list[set[in
     gone = set(range(start)).union(*several) if several else set(range(start))
     assert {n for n in range(70) if n in handled} == gone
     assert all(end > begin > handled.until for begin, end in handled.ranges)
+
+
+def test_more_gaps_than_kafka_keeps_are_a_sentence() -> None:
+    """Said before anything is replayed or dropped, with the way out."""
+    apart = Handled(0).adding((n, n + 1) for n in range(1, 2000, 2))
+    with pytest.raises(Misconfigured, match="first replay or drop the oldest"):
+        apart.committed()
 
 
 @given(st.integers(0, 99), st.text(max_size=30))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from pipeline import topics
+from pipeline import dlq, topics
 from pipeline.delivery import Message
 from pipeline.dlq import Letters, Selection
 from pipeline.errors import Misconfigured, Rejected
@@ -79,8 +79,13 @@ def test_letters_are_listed_replayed_and_dropped(world: World) -> None:
     assert len(world.read("logs_raw_dlq")) == 3
 
 
-def test_what_two_writers_dead_lettered_goes_back_once(world: World) -> None:
-    """Both writers read it again, so one copy is enough, and neither letter is pending; another message is another."""
+@pytest.mark.parametrize("at_once", [100, 1])
+def test_what_two_writers_dead_lettered_goes_back_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Both writers read it again, so one copy is enough, and neither letter is pending; another message is another.
+    Also where they are so far apart that they are not sent together."""
+    monkeypatch.setattr(dlq, "AT_ONCE", at_once)
     for writer in ("ch_writer", "pg_writer"):
         world.bury(f"{writer} is older", b"1", writer=writer)
     world.bury("older", b"2")
