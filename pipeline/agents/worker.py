@@ -52,6 +52,7 @@ TAKE_MESSAGES = 100  # at once
 BUFFER_BYTES = 32 * 1024 * 1024  # fetched and waiting, all topics together
 DEAD_LETTER_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
+GROWN_WITHIN_MS = 30_000  # partitions that a topic has grown by are read; Faust's own 5 minutes are not fresh
 NEVER_S = 1e9
 KEPT_BLOCK_BYTES, KEPT_BYTES = 1 << 24, 1 << 26  # what an insert is sent in, not a whole batch
 
@@ -254,6 +255,7 @@ def _application(settings: Settings, name_and_topics: tuple[str, int], directory
         broker_commit_interval=1.0,
         broker_session_timeout=15,
         broker_request_timeout=90,
+        consumer_metadata_max_age_ms=GROWN_WITHIN_MS,
         # Else Faust tells of every partition every few seconds, at length, what we have said: that a store is away.
         stream_processing_timeout=NEVER_S,
         broker_commit_livelock_soft_timeout=NEVER_S,

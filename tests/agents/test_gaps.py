@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import topics
 from pipeline.agents import gaps
+from pipeline.kafka.admin import Cluster
 from pipeline.kafka.groups import Committed, Groups
 from pipeline.settings import KafkaSettings, Settings
 from tests.agents.process import Process, remove_before, send, until
@@ -142,6 +143,20 @@ def test_what_was_read_is_stored_before_a_gap_stops_the_writer(writer: Process) 
     points.send(1)
     writer.start()
     until(lambda: points.stored()[8:] == [12], "the new topic was not read from its first message")
+    assert writer.stop()[0] == 0
+
+
+@pytest.mark.timeout(240)
+def test_partitions_that_a_topic_grows_by_are_read_within_a_minute(writer: Process) -> None:
+    """From their first message on, by a writer that runs and is not told."""
+    settings, points = writer.settings, Points(writer.settings)
+    points.send(1)
+    writer.start()
+    until(lambda: points.stored() == [1], "the first message was not stored")
+    Cluster(settings.kafka).grow("metrics_raw", 5)
+    grown = one("metrics", gauges(new_service(), ("m", T0 + 9 * 10**9, 9.0)))
+    send(settings, grown._replace(topic="metrics_raw", partition=4))
+    until(lambda: points.stored() == [1, 9], "the new partition was not read", within_s=60)
     assert writer.stop()[0] == 0
 
 
