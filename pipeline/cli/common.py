@@ -52,7 +52,7 @@ def agreed(changes: Sequence[object], yes: bool) -> bool:
 
 
 def ask(yes: bool) -> None:
-    """Whether to do what was shown; the command ends where not."""
+    """Ask whether to do what was shown; without a yes the command ends."""
     if not yes:
         with asked():
             typer.confirm("Do this?", abort=True)
