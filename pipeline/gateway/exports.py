@@ -217,6 +217,8 @@ class Exports:
             except asyncio.CancelledError:  # the thread holds the body until it is done with it
                 await asyncio.gather(encoding, return_exceptions=True)
                 raise
+            finally:
+                del encoding  # a failure holds this frame: together they would keep the body until a collection
         finally:
             self._large.release()
 
