@@ -100,7 +100,7 @@ def test_what_the_cluster_refuses_is_ours(cluster: Cluster) -> None:
 
 def test_a_cluster_that_is_away_is_the_worlds() -> None:
     """No broker at the address is Unavailable, and the sentence names the address."""
-    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 could not read the topics"):
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 could not describe topics"):
         topics.plan([declared()], Cluster(KafkaSettings(bootstrap_servers="127.0.0.1:1")))
 
 
