@@ -218,15 +218,12 @@ def test_sigterm_ends_it_in_time_and_what_it_took_is_in_the_spool(tmp_path: path
         assert "pipeline_spool_messages 1.0" in metrics
 
 
-def test_no_request_fails_by_its_end(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("sent", [(PROTOBUF, logs("x").SerializeToString()), (JSON, b"{}")], ids=["protobuf", "json"])
+def test_no_request_fails_by_its_end(tmp_path: pathlib.Path, sent: tuple[dict[str, str], bytes]) -> None:
     """Clients that keep their connections are told to let go before these are closed, whichever road they take."""
     process = Process(tmp_path)
     with process.serving() as running, ThreadPoolExecutor() as clients:
-        under_way = [
-            clients.submit(until_nobody_listens, process.http_port, *request)
-            for request in ((PROTOBUF, logs("x").SerializeToString()), (JSON, b"{}"))
-            for _ in range(4)
-        ]
+        under_way = [clients.submit(until_nobody_listens, process.http_port, *sent) for _ in range(8)]
         time.sleep(0.3)
         running.terminate()
         assert running.wait(20) == 0
