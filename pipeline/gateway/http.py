@@ -1,13 +1,14 @@
 """OTLP/HTTP, source: the OTLP specification 1.9, "OTLP/HTTP"; and rows of registered tables beside it."""
 
 import asyncio
+import contextlib
 import json
 import random
 import time
 from collections.abc import Awaitable, Callable
 
 import aiohttp_cors
-from aiohttp import ClientPayloadError, web
+from aiohttp import ClientPayloadError, HttpVersion11, hdrs, web
 from aiohttp.typedefs import Middleware
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -42,8 +43,9 @@ def application(
         client_max_size=settings.max_body_bytes,
         middlewares=[_ageing(settings.max_connection_age_s, stopping), _stated],
     )
-    routes = [app.router.add_post(f"/v1/{signal}", _handler(signal, exports, settings)) for signal in SIGNALS]
-    routes.append(app.router.add_post("/v1/events/{table}", _rows_handler(events, settings)))
+    handlers = {f"/v1/{signal}": _handler(signal, exports, settings) for signal in SIGNALS}
+    handlers["/v1/events/{table}"] = _rows_handler(events, settings)
+    routes = [app.router.add_post(path, handler, expect_handler=_continue) for path, handler in handlers.items()]
     if settings.cors_origins:
         # With credentials, since navigator.sendBeacon asks for them; we set none: a page must know its API key anyway.
         options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call]
@@ -53,6 +55,14 @@ def application(
         for route in routes:
             cors.add(route)
     return app
+
+
+async def _continue(request: web.Request) -> None:
+    """Ask for the body of who waits to be asked; aiohttp's own logs a traceback where the client has left."""
+    if request.version == HttpVersion11 and request.headers[hdrs.EXPECT].lower() == "100-continue":
+        with contextlib.suppress(ConnectionError):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # for aiohttp, the answer has not begun
 
 
 def _handler(signal: Signal, exports: Exports, settings: GatewaySettings) -> Handler:

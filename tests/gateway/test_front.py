@@ -241,3 +241,17 @@ def test_what_is_no_call_of_ours_has_its_own_code(
     asks = {**TYPE, **PASSES_ON, "Access-Control-Request-Method": "POST"}
     answer = httpx.request(method, gateway.http + path, headers=asks)
     assert (answer.status_code, status_pb2.Status.FromString(answer.content).code) == (status, code)
+
+
+def test_who_does_not_wait_to_be_asked_costs_no_traceback(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that asks whether it may send, and leaves, is no error of the gateway's."""
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", gateway.http_port)) as client:
+            client.sendall(request(b"", Expect="100-continue"))
+    assert asked(gateway, "/v1/logs", BODY, {**TYPE, **WHO, "Expect": "100-continue"}).status == 200
+    assert "Error handling request" not in caplog.text
+
+
+def test_an_expectation_that_nobody_knows_is_none(gateway: Gateway) -> None:
+    """RFC 9110, 10.1.1, knows 100-continue only, and lets a server pass over others."""
+    assert asked(gateway, "/v1/logs", BODY, {**TYPE, **WHO, "Expect": "200-ok"}).status == 200
