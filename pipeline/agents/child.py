@@ -1,8 +1,10 @@
 """The process in which an agent's function runs, and what it says to the one that asks.
 
-It is started by `isolated.Isolated` with the descriptor of a connection and of a page that both see, and ends with it.
+It is started by `isolated.Isolated` with descriptors: of a connection, of a page that both see, and of a pipe whose
+other end says that the one that asks is there. It ends with it, however that ends.
 """
 
+import fcntl
 import gc
 import mmap
 import os
@@ -95,7 +97,15 @@ def run() -> None:
     """The process; imported to be run, since what is pickled as `__main__`'s nobody else finds."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent says when it ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_parent(int(sys.argv[3]))
     with mmap.mmap(int(sys.argv[2]), mmap.PAGESIZE) as seen:
         main(Connection(int(sys.argv[1])), seen)
     sys.stdout.flush()
     os._exit(0)  # whatever threads the agent left
+
+
+def _end_with_parent(pipe: int) -> None:
+    """By a signal, when the other end is closed: a function that never ends, or holds the interpreter, reads no end of
+    a connection."""
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO: nothing is ever sent

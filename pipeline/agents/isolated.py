@@ -46,6 +46,7 @@ class Isolated:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
         self._file.truncate(mmap.PAGESIZE)
         self._page = mmap.mmap(self._file.fileno(), mmap.PAGESIZE)
+        self._theirs, self._ours = Pipe(duplex=False)  # closed where this process dies: see child.py
         self._child: tuple[subprocess.Popen[bytes], Connection] | None = None
         self._looked_s = 0.0
 
@@ -147,7 +148,7 @@ class Isolated:
 
     def _start(self) -> "tuple[subprocess.Popen[bytes], Connection]":
         ours, theirs = Pipe()
-        descriptors = theirs.fileno(), self._file.fileno()
+        descriptors = theirs.fileno(), self._file.fileno(), self._theirs.fileno()
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", "from pipeline.agents.child import run; run()", *map(str, descriptors)],

@@ -1,11 +1,15 @@
 """An agent's function in its process, when it does what no function should."""
 
+import contextlib
 import pathlib
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.agents.isolated import Isolated
@@ -16,6 +20,7 @@ from pipeline.record.records import LogRecord
 from pipeline.settings import Settings
 from pipeline.telemetry import metrics
 from tests.agents.builtin.run import of_records
+from tests.agents.process import until
 from tests.agents.test_transform import emitted
 
 MIB = 1024 * 1024
@@ -129,3 +134,34 @@ def test_a_leak_is_a_new_process_counted_and_nothing_else(start: Start) -> None:
         assert went["body"] == str(number)
         time.sleep(0.3)  # its memory is looked at four times a second
     assert sum(each.get() for each in counters) > before
+
+
+ASKS = """
+import pathlib, sys
+from pipeline.agents.isolated import Isolated
+from pipeline.agents.load import of_file
+from pipeline.settings import AgentSettings, Settings
+from tests.agents.test_isolated import bodies
+
+[agent] = of_file(pathlib.Path(sys.argv[1]))
+own = AgentSettings(record_within_s=3600)
+Isolated(agent, own, Settings(), {"logs": "logs_norm"}).transform(bodies("a"))
+"""
+
+
+@pytest.mark.parametrize("body", ["while True: pass", 're.match("(a+)+$", "a" * 60 + "b")'])
+def test_a_function_that_never_ends_does_not_outlive_who_asked_it(
+    start: Start, tmp_path: pathlib.Path, body: str
+) -> None:
+    """kill -9 of the one is the end of the other, also where it holds the interpreter."""
+    start(f'open(__file__ + ".began", "x").close()\n{body}')
+    asking = subprocess.Popen([sys.executable, "-c", ASKS, str(tmp_path / "odd.py")])
+    until((tmp_path / "odd.py.began").exists, "the function runs")
+    [child] = psutil.Process(asking.pid).children()
+    asking.kill()
+    asking.wait()
+    try:
+        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "its process ends", 10)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
