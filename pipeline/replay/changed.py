@@ -32,7 +32,7 @@ class Changed:
 def changed(folder: Folder, live: Settings, way: Way) -> Changed:
     """Raises Misconfigured with every problem of what `way` names."""
     base = _base(way.settings, _patient(live))
-    code = _worktree(folder.path / "code", way.against) if way.against else ROOT
+    code = _worktree(folder, way.against) if way.against else ROOT
     sandbox = folder.plan.sandbox
     found: dict[str, Described] = {}
     if way.agents is not None:
@@ -136,16 +136,30 @@ def _free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def _worktree(into: pathlib.Path, against: str) -> pathlib.Path:
-    """The code of `git:<revision>`, beside the sandbox's files; it runs in this Python environment."""
+def _worktree(folder: Folder, against: str) -> pathlib.Path:
+    """The code of `git:<revision>`, beside the sandbox's files; it runs in this Python environment. A run that goes on
+    has what it began with."""
     kind, _, revision = against.partition(":")
     if kind != "git" or not revision:
         raise Misconfigured(f"--against: {against!r} names no code: write git:<revision>, such as git:HEAD~1.")
+    into = folder.path / "code"
+    if folder.way is None:
+        remove_worktree(into)  # of a run that was refused
     if not into.exists():
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(into), revision],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = _git("add", "--detach", str(into), revision)
         if done.returncode:
             raise Misconfigured(f"--against: git has no revision {revision!r}: {done.stderr.strip().splitlines()[-1]}.")
     return into
+
+
+def remove_worktree(code: pathlib.Path) -> None:
+    """Nothing where it is not there; raises Misconfigured where git refuses."""
+    if code.exists():
+        done = _git("remove", "--force", "--force", str(code))  # a half-made one is locked
+        if done.returncode:
+            raise Misconfigured(f"git does not remove {code}: {done.stderr.strip()}")
+
+
+def _git(*words: str) -> "subprocess.CompletedProcess[str]":
+    command = ["git", "-C", str(ROOT), "worktree", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,14 +1,14 @@
 """A sandbox dropped: everything that has its name, on every server and on this disk."""
 
 import datetime
-import subprocess
 import time
 from dataclasses import dataclass
 
-from pipeline.errors import Misconfigured, Unavailable
+from pipeline.errors import Unavailable
 from pipeline.replay import place
+from pipeline.replay.changed import remove_worktree
 from pipeline.replay.folder import Folder, every
-from pipeline.settings import ROOT, Settings
+from pipeline.settings import Settings
 
 GONE_WITHIN_S = 30.0  # Kafka removes topics and groups a moment after it has said so
 
@@ -52,12 +52,7 @@ def drop(folder: Folder, live: Settings) -> None:
     with folder.locked():
         folder.note("dropping")
         place.remove(sandbox, live)
-        code = folder.path / "code"
-        if code.exists():
-            command = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(code)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise Misconfigured(f"git does not remove {code}: {done.stderr.strip()}")
+        remove_worktree(folder.path / "code")
         deadline = time.monotonic() + GONE_WITHIN_S
         while left := place.on_servers(sandbox, live):
             if time.monotonic() > deadline:

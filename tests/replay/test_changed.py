@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import subprocess
 
 import pytest
 
@@ -50,3 +51,24 @@ def test_an_agent_does_not_write_into_what_is_replayed(tmp_path: pathlib.Path) -
     with pytest.raises(Misconfigured, match=r"both-1 replays logs_norm, which keep writes too"):
         changed(Folder.made(made, live), live, Way(agents=file, records_per_s=1))
     changed(Folder.made(planned("raw-1"), live), live, Way(agents=file, records_per_s=1))
+
+
+def test_a_run_that_was_refused_leaves_no_code_to_the_next(tmp_path: pathlib.Path) -> None:
+    """Until something has run, another revision may be named, and is what runs; then a run goes on with what it has,
+    also where its revision's name has moved."""
+    live = Settings(replay=ReplaySettings(directory=tmp_path / "replay"))
+    folder = Folder.made(planned("code-1"), live)
+    way = Way(against="git:HEAD", records_per_s=1)
+    there = folder.path / "code" / "there"
+    try:
+        with pytest.raises(Misconfigured, match="neither a file nor a folder"):
+            changed(folder, live, way.model_copy(update={"agents": tmp_path / "none.py"}))
+        there.touch()
+        assert changed(folder, live, way).code == there.parent
+        assert not there.exists()
+        folder.keep_way(way)
+        there.touch()
+        changed(folder, live, way)
+        assert there.exists()
+    finally:
+        subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(there.parent)], check=True)
