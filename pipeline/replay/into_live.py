@@ -117,5 +117,5 @@ class _DeadLetters:
     async def put(self, message: Message, reason: Rejected) -> None:
         now_ns = time.time_ns()
         headers = dead_letters.headers(message, reason, writer=self._writer, time_ns=now_ns)
-        topic = f"{message.topic.rpartition('.')[2]}{dead_letters.SUFFIX}"
+        topic = f"{message.topic}{dead_letters.SUFFIX}"
         self._outbox.publish([Outgoing(topic, message.partition, now_ns // 10**6, headers, message.value)])

@@ -10,6 +10,7 @@ from pipeline.agents.transform import DROPS_TOPIC
 from pipeline.kafka import dead_letters
 from pipeline.kafka.dead_letters import DeadLetter
 from pipeline.kafka.reader import Reader
+from pipeline.record.layout import ID_BYTES
 from pipeline.replay.asked import Asked
 from pipeline.replay.parts import Side
 from pipeline.replay.plan import Plan
@@ -36,7 +37,7 @@ def read(asked: Asked, plan: Plan, sides: Sequence[Side]) -> list[dict[str, Any]
             letter = DeadLetter.of(message)
             if side.live and not _in_slice(letter, plan):
                 continue
-            ids = list(_ids(letter.value))
+            ids = [record["event_id"] for record in _identified(letter.value)]
             counted = told.setdefault((side.name, letter.topic, letter.writer, letter.reason), [0, 0])
             counted[0] += 1
             counted[1] += len(ids)
@@ -45,8 +46,10 @@ def read(asked: Asked, plan: Plan, sides: Sequence[Side]) -> list[dict[str, Any]
         drops = side.kafka.named(DROPS_TOPIC)
         if drops in there:
             for message in reader.read(reader.between(reader.retained([drops]), since, None)):
-                dropped: Any = fastavro.reader(io.BytesIO(message.value))
-                rows = _flushed(asked, rows + [(number, "drop", one["event_id"], one["reason"]) for one in dropped])
+                dropped = _identified(message.value)
+                rows = _flushed(
+                    asked, rows + [(number, "drop", one["event_id"], str(one.get("reason"))) for one in dropped]
+                )
         _flushed(asked, rows, least=1)
     return [
         {"side": side, "topic": topic, "writer": writer, "reason": reason, "messages": messages, "records": records}
@@ -68,12 +71,12 @@ def _in_slice(letter: DeadLetter, plan: Plan) -> bool:
     )
 
 
-def _ids(value: bytes) -> Iterator[bytes]:
-    """The event_ids of a message as far as it decodes."""
+def _identified(value: bytes) -> Iterator[dict[str, Any]]:
+    """The records of a message that have an id as ours are, as far as it decodes."""
     try:
         for record in fastavro.reader(io.BytesIO(value)):
-            if isinstance(record, dict):
-                yield record["event_id"]
+            if isinstance(record, dict) and isinstance(one := record.get("event_id"), bytes) and len(one) == ID_BYTES:
+                yield record
     except Exception:  # fastavro promises no type for what foreign bytes do to it
         return
 

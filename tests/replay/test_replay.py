@@ -1,22 +1,30 @@
 """A replay from plan to drop, over real servers."""
 
 import datetime
+import io
 import json
 import os
 import pathlib
 import shutil
+import uuid
 
+import fastavro
 import psutil
 import psycopg
 import pytest
 from confluent_kafka import Producer
 
 from pipeline import clickhouse
+from pipeline.kafka.admin import Cluster
 from pipeline.kafka.connection import configuration
+from pipeline.kafka.producer import Outbox, Outgoing
 from pipeline.kafka.reader import Message, Reader
-from pipeline.replay import changed, copy, drop, into_live, place
+from pipeline.replay import changed, copy, drop, into_live, outside, place, plan
+from pipeline.replay.asked import Asked
 from pipeline.replay.folder import Folder, Way
 from pipeline.replay.names import Sandbox
+from pipeline.replay.parts import LIVE, Side
+from pipeline.replay.where import Where
 from pipeline.settings import ClickHouseSettings
 from tests.replay.world import DEBUG_OF, ERROR_OF, MAIL_OF, MESSAGES, RECORDS, World
 
@@ -251,6 +259,59 @@ def test_a_store_is_repaired_from_kafka(world: World) -> None:
     folder = Folder.of("fill-1", world.live)
     assert into_live.group(folder.plan).startswith("backfill_")
     drop.drop(folder, world.live)
+
+
+def test_a_back_fills_dead_letters_are_where_the_writers_put_theirs(world: World) -> None:
+    """Those of a mirrored topic in that one's: from another's the audit cannot tell what became of the message."""
+    live = world.live.model_copy(update={"mirrored_regions": ("eu",)})
+    cluster, now = Cluster(live.kafka), datetime.datetime.now(datetime.UTC)
+    names = ("eu.logs_raw", "eu.logs_raw_dlq")
+    for name in names:
+        cluster.create(name, partitions=1, replication_factor=1, config={})
+    try:
+        sent = Outgoing("eu.logs_raw", 0, int(now.timestamp() * 1000), [("schema", b"log_record/1")], b"poison")
+        Outbox(live.kafka).publish([sent])
+        hour = datetime.timedelta(hours=1)
+        made = plan.make(
+            live, "poison-1", topics=["eu.logs_raw"], between=(now - hour, now + hour), where=Where(), rate=1
+        )
+        into_live.fill(made, live, 100, lambda records: None)
+        reader = Reader(live.kafka)
+        letters = [message.value for message in reader.read(reader.retained(["eu.logs_raw_dlq"]))]
+        assert letters == [b"poison", b"poison"]  # of both stores' writers
+    finally:
+        for name in names:
+            cluster.delete(name)
+
+
+def test_what_strangers_wrote_ends_no_comparison(world: World) -> None:
+    """A dead letter whose ids are none of ours, and a drop that does not decode, are counted and excuse nothing."""
+    cluster, now = Cluster(world.live.kafka), datetime.datetime.now(datetime.UTC)
+    cluster.create("odd_raw_dlq", partitions=1, replication_factor=1, config={})
+    foreign = io.BytesIO()
+    of = {"type": "record", "name": "order", "fields": [{"name": "event_id", "type": "string"}]}
+    fastavro.writer(foreign, of, [{"event_id": str(uuid.uuid4())}])
+    headers = [("dlq_reason", b"odd"), ("dlq_topic", b"odd_raw"), ("dlq_partition", b"0"), ("dlq_offset", b"0")]
+    now_ms = int(now.timestamp() * 1000)
+    slices = plan.Slice(topic="odd_raw", partition=0, start=0, end=1, records=1, bytes=1, exact=True)
+    made = plan.Plan(
+        name="odd-1", created=now, expires=now, start=now - datetime.timedelta(hours=1), end=now, slices=(slices,)
+    )
+    asked = Asked(world.store, 100_000_000)
+    try:
+        Outbox(world.live.kafka).publish(
+            [
+                Outgoing("odd_raw_dlq", 0, now_ms, headers, foreign.getvalue()),
+                Outgoing("agent_drops", 0, now_ms, [], b"damaged"),
+            ]
+        )
+        side = Side(LIVE, world.live.clickhouse.database, world.live.postgres, world.live.kafka)
+        [letter] = outside.read(asked, made, [side])
+        assert (letter["topic"], letter["messages"], letter["records"]) == ("odd_raw", 1, 0)
+        assert asked.rows("SELECT count() AS rows FROM replay_outside") == [{"rows": 0}]
+    finally:
+        cluster.delete("odd_raw_dlq")
+        asked.command("DROP TABLE IF EXISTS replay_outside")
 
 
 def test_no_batch_is_empty(world: World) -> None:
