@@ -145,7 +145,8 @@ def window(start: str, end: str, now: Moment) -> tuple[Moment, Moment]:
     problems: list[str] = []
     begins = _moment("--from", start, problems)
     if begins is not None and TIME.fullmatch(end):
-        ends = _moment("--to", f"{begins.date().isoformat()}T{end.zfill(5)}", problems, begins.tzinfo)
+        of_day = end if end[2] == ":" else f"0{end}"
+        ends = _moment("--to", f"{begins.date().isoformat()}T{of_day}", problems, begins.tzinfo)
     else:
         ends = _moment("--to", end, problems) if begins is not None else None
     if begins is not None and ends is not None:
@@ -273,10 +274,12 @@ def told(seconds: float) -> str:
 def _moment(option: str, text: str, problems: list[str], zone: datetime.tzinfo | None = datetime.UTC) -> Moment | None:
     try:
         parsed = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        parsed = parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)
+        parsed.astimezone(datetime.UTC)
+    except (ValueError, OverflowError):  # the last: of a year that UTC has not
         problems.append(f"{option}: {text[:100]!r} is not ISO 8601, such as 2026-01-31T12:00 or …+01:00.")
         return None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)
+    return parsed
 
 
 def _ms(moment: Moment) -> int:

@@ -32,6 +32,7 @@ NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
         ("2026-11-20T11:00", "2026-11-20T13:00", "in the future"),
         ("yesterday", "11:00", "--from: 'yesterday' is not ISO 8601"),
         ("2026-11-20T10:00", "25:00", "--to: '2026-11-20T25:00' is not ISO 8601"),
+        ("0001-01-01T00:00+14:00", "11:00", "--from: '0001-01-01T00:00+14:00' is not ISO 8601"),
     ],
 )
 def test_a_wrong_window_is_told(start: str, end: str, said: str) -> None:
@@ -54,6 +55,12 @@ def test_times_have_a_zone_or_are_utc(start: str, end: str) -> None:
     """With a zone and without, and with the time of day alone as the end: the same hour."""
     ten = NOW.replace(hour=10)
     assert window(start, end, NOW) == (ten, ten + datetime.timedelta(hours=1))
+
+
+@pytest.mark.parametrize("end", ["9:30", "09:30", "9:30:00", "09:30:00"])
+def test_a_time_of_day_may_be_short(end: str) -> None:
+    """With one digit of the hour or two, with seconds or without."""
+    assert window("2026-11-20", end, NOW)[1] == NOW.replace(hour=9, minute=30)
 
 
 @pytest.mark.parametrize("name", ["", "Rule", "rule_42", "rule--1", "-rule", "42", "a" * 33, "logs.raw", "x; DROP"])
