@@ -22,7 +22,7 @@ TABLES: dict[Signal, str] = {"logs": "logs_in", "traces": "spans_in", "metrics":
 
 
 class ClickHouseWriter:
-    """Writer of one signal; one insert at a time, so one object a thread."""
+    """Writer of one signal; safe to call from several threads."""
 
     def __init__(self, settings: ClickHouseSettings, signal: Signal) -> None:
         self.name = "ch_writer"

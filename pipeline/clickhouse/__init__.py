@@ -64,7 +64,7 @@ QUERY_SETTINGS = {
 
 
 def connect(settings: ClickHouseSettings) -> Client:
-    """A client for one thread at a time.
+    """A client, which several threads may use.
 
     Raises Unavailable where the server does not answer, Misconfigured where it does not know the user or database.
     """

@@ -87,7 +87,7 @@ TTL = re.compile(r" TTL (.*toIntervalDay\()\d+\)(?: SETTINGS |$)", re.DOTALL)  #
 
 
 class RegisteredInserts:
-    """Any registered table; one thread at a time."""
+    """Any registered table; safe to call from several threads."""
 
     def __init__(self, settings: ClickHouseSettings) -> None:
         self._settings = settings

@@ -356,6 +356,22 @@ def test_many_make_and_widen_a_table_at_once(target: Target, file: pathlib.Path,
     assert found == {n: (f"a{n}" if n % 3 else "-", n if n % 3 == 2 else 7) for n in range(8)}
 
 
+def test_one_writer_meets_new_versions_in_several_threads(target: Target, tmp_path: pathlib.Path) -> None:
+    """A process has two batches of the topic under way, by one writer: each finds its table and columns."""
+    tables = [declared(f"threaded_{n}", {"n": LONG}) for n in range(4)]
+    versions = [evolved(each, {"name": "added", "type": LONG, "default": 7}) for each in tables]
+    writer = target.writer(known(tmp_path / "known.json", *versions))
+
+    def write(n: int) -> None:
+        writer.write([message((tables, versions)[n // 4 % 2][n % 4], {"n": n})])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(32)))
+    for number, table in enumerate(tables):
+        found = sorted((row["n"], row["added"]) for row in target.seen(table.name))
+        assert found == [(n, 7) for n in range(number, 32, 4)]
+
+
 def test_one_tables_trouble_is_its_own(target: Target, file: pathlib.Path) -> None:
     """Poison, an unknown table and one whose name is taken by something else go to the dead letters, each with its
     reason and however many there are; the rows of other tables beside them are stored."""
