@@ -9,6 +9,7 @@ import polars as pl
 import psycopg
 
 from pipeline import native
+from pipeline.errors import Unavailable
 from pipeline.record import schema
 from pipeline.record.series import Scope, labels
 from pipeline.settings import PostgresSettings
@@ -66,9 +67,13 @@ class MetricStore:
         tables, series = prepared(joined)
         unknown = series - self._known
         new_series = _series(joined, unknown) if unknown else []
-        written = self.session.write(
-            partial(_write, _copy_in, new_series, tables), partial(_write, _upsert, new_series, tables)
-        )
+        try:
+            written = self.session.write(
+                partial(_write, _copy_in, new_series, tables), partial(_write, _upsert, new_series, tables)
+            )
+        except Unavailable:
+            self._known.clear()  # it may come back without them, from a backup or as a standby
+            raise
         if len(self._known) + len(unknown) > KNOWN_SERIES:
             self._known.clear()
         self._known.update(unknown)

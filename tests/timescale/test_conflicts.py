@@ -136,3 +136,21 @@ def test_what_another_writer_is_about_to_commit_is_waited_for(
         other.execute("COMMIT")
     assert writer.away == []
     assert other.execute(f"SELECT * FROM {table}".encode()).fetchall() == other.execute("SELECT * FROM held").fetchall()
+
+
+def test_a_store_that_comes_back_without_its_series_is_told_them_again(
+    settings: PostgresSettings, other: psycopg.Connection
+) -> None:
+    """From a backup, or a standby that had not all of it: a point whose series is not there is one that nobody sees."""
+    service = new_service()
+    writer = PostgresWriter(settings, "metrics")
+    writer.write([one("metrics", gauges(service, ("m", T0, 1.0)))])
+    other.execute("DELETE FROM metrics_points")
+    other.execute("DELETE FROM metric_series")
+    other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = "
+                  "current_database()")  # fmt: skip
+    batch = [one("metrics", gauges(service, ("m", T0 + 10**9, 2.0)))]
+    with pytest.raises(Unavailable):
+        writer.write(batch)
+    writer.write(batch)
+    assert other.execute("SELECT value FROM metrics").fetchall() == [(2.0,)]
