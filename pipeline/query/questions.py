@@ -5,6 +5,7 @@ skip_unavailable_shards leaves out its rows and does not say so.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -64,13 +65,19 @@ class Bounds(NamedTuple):
 
 @dataclass
 class _Asked:
-    """The parameters of a request: each is read once, what is left is unknown."""
+    """The parameters of a request: each is given once and read once, what is left is unknown."""
 
     given: dict[str, str]
     bounds: Bounds
     problems: list[str] = field(default_factory=list)
     tests: list[str] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, str], bounds: Bounds) -> "_Asked":
+        times = Counter(name for name, _ in given.items())  # of a multidict keys are told once
+        twice = [name for name in times if times[name] > 1]
+        return cls(dict(given), bounds, [f"{name[:40]!r} is given twice: ask once for each." for name in twice])
 
     def where(self, name: str, test: str) -> None:
         if name in self.given:
@@ -117,11 +124,13 @@ class _Asked:
 
 def logs(given: Mapping[str, str], bounds: Bounds) -> Question:
     """Logs by time, service, severity, text and trace; the newest first. Raises Rejected with every problem."""
-    asked = _Asked(dict(given), bounds)
+    asked = _Asked.of(given, bounds)
     asked.moment("from", "timestamp >= fromUnixTimestamp64Nano(%(from)s, 'UTC')")
     asked.moment("to", "timestamp < fromUnixTimestamp64Nano(%(to)s, 'UTC')")
-    for name in ("service", "host", "trace_id", "event_id", "event_name"):
+    for name in ("service", "host", "event_name"):
         asked.where(name, f"{name} = %({name})s")
+    for name in ("trace_id", "event_id"):
+        asked.where(name, f"{name} = lower(%({name})s)")
     asked.where("text", "positionCaseInsensitive(body, %(text)s) > 0")
     severity = asked.given.pop("severity", None)
     if severity is not None:
@@ -134,8 +143,9 @@ def logs(given: Mapping[str, str], bounds: Bounds) -> Question:
 
 def trace(trace_id: str, given: Mapping[str, str], bounds: Bounds) -> Question:
     """All spans of a trace, wherever they were received; the first first."""
-    asked = _Asked({**given, "trace_id": trace_id.lower()}, bounds)
-    asked.where("trace_id", "trace_id = %(trace_id)s")
+    asked = _Asked.of(given, bounds)
+    asked.given["trace_id"] = trace_id
+    asked.where("trace_id", "trace_id = lower(%(trace_id)s)")
     return replace(asked.question("clickhouse", TRACE), newest_first=False)
 
 
@@ -143,7 +153,7 @@ def metrics(given: Mapping[str, str], bounds: Bounds) -> Question:
     """Points of a metric by time, service and labels (`label.<key>=<value>`); with `step` (seconds) and `aggregate` as
     one value of each series and step, made of those merged points that have a number; a step of which some may be left
     out is left out."""
-    asked = _Asked(dict(given), bounds)
+    asked = _Asked.of(given, bounds)
     if "name" not in given:
         asked.problems.append("name: is missing, the metric's.")
     nul = [name for name, text in given.items() if "\0" in name + text]

@@ -256,6 +256,7 @@ def test_points_without_a_number_break_no_answer(served: Served) -> None:
         (b"/v1/logs?limit=" + b"9" * 5000, None, 400),
         (b"/v1/logs?from=9999-01-01", None, 400),
         (b"/v1/logs?to=0001-01-01", None, 400),
+        (b"/v1/logs?service=a&service=b", None, 400),
         (b"/v1/logs?from=1900-01-01&to=2262-01-01", None, 200),
         (b"/v1/metrics?name=m&from=1900-01-01&to=2262-01-01", None, 200),
         (b"/v1/metrics?name=a%00b", None, 400),
@@ -321,6 +322,13 @@ def test_the_data_source_for_grafana_is_let_in(served: Served) -> None:
     headers = {"Authorization": f"Bearer {source['secureJsonData']['bearerToken']}"}
     answer = httpx.get(f"{source['url']}/v1/logs", params={"regions": "eu"}, headers=headers)
     assert {row["tenant"] for row in answer.json()["rows"]} == {"bank"}
+
+
+def test_an_id_is_one_in_capitals_too(served: Served) -> None:
+    """As some tools write it: the stores have small letters."""
+    [newest] = served.get("/v1/logs", limit="1").json()["rows"]
+    assert served.get("/v1/logs", event_id=newest["event_id"].upper()).json()["rows"] == [newest]
+    assert served.get(f"/v1/traces/{TRACE.upper()}").json()["rows"]
 
 
 def test_an_answer_has_a_limit_and_says_so(served: Served) -> None:

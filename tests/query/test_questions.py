@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from multidict import MultiDict
 
 from pipeline.errors import Rejected
 from pipeline.query.questions import Bounds, Row, logs, merged, metrics, trace
@@ -93,6 +94,16 @@ def test_what_no_store_could_be_asked_is_refused(given: dict[str, str], said: st
     with pytest.raises(Rejected) as refused:
         metrics({"name": "m", **given}, ANY)
     assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize("name", ["service", "regions", "limit", "label.zone"])
+def test_what_is_asked_twice_is_refused(name: str) -> None:
+    """One of the two would be answered, as if it were both."""
+    given = MultiDict([("name", "m"), (name, "1"), (name, "2")])
+    with pytest.raises(Rejected, match=f"'{name}' is given twice"):
+        metrics(given, ANY)
+    with pytest.raises(Rejected, match="'limit' is given twice"):
+        trace("0" * 32, MultiDict([("limit", "1"), ("limit", "2")]), ANY)
 
 
 def test_every_problem_of_a_question_is_told_at_once() -> None:
