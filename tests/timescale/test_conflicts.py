@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import polars_avro
 import psycopg
 import pytest
 
@@ -13,6 +15,7 @@ from pipeline.agents.pg_writer import PostgresWriter, Stored
 from pipeline.delivery import Delivery, Message
 from pipeline.errors import Rejected, Unavailable
 from pipeline.settings import PostgresSettings
+from pipeline.timescale import rows
 from pipeline.timescale.connection import connect
 from tests.contract.test_stores import gauges, new_service, one
 from tests.otlp import requests
@@ -136,6 +139,23 @@ def test_what_another_writer_is_about_to_commit_is_waited_for(
         other.execute("COMMIT")
     assert writer.away == []
     assert other.execute(f"SELECT * FROM {table}".encode()).fetchall() == other.execute("SELECT * FROM held").fetchall()
+
+
+def test_a_machine_that_stood_still_dead_letters_nothing(
+    settings: PostgresSettings, other: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that was not decoded in time, and is when it is tried again, was none to blame."""
+    read, still_s = polars_avro.read_avro, iter([4.0])
+
+    def read_avro(*args: Any, **options: Any) -> Any:
+        time.sleep(next(still_s, 0.0))
+        return read(*args, **options)
+
+    monkeypatch.setattr(polars_avro, "read_avro", read_avro)
+    monkeypatch.setattr(rows, "DECODE_WITHIN_S", 2.0)
+    batch = [one("metrics", gauges(new_service(), ("m", T0, 1.0)))]
+    asyncio.run(Delivery(PostgresWriter(settings, "metrics"), NoDeadLetters()).deliver(batch))
+    assert values(other) == [1.0]
 
 
 def test_a_store_that_comes_back_without_its_series_is_told_them_again(
