@@ -110,13 +110,14 @@ class Isolated:
 
     def _wait(self, process: "subprocess.Popen[bytes]", connection: Connection) -> None:
         """Return when there is an answer."""
-        at, since = None, time.monotonic()
+        at, taken_s, looked_s = None, 0.0, time.monotonic()
         while not connection.poll(LOOK_S):
             now, number = time.monotonic(), self._number()
-            if number != at:
-                at, since = number, now
+            # A look that took longer than looks take: nobody ran, as on a machine that stands still.
+            taken_s = taken_s + min(now - looked_s, 2 * LOOK_S) if number == at else 0.0
+            at, looked_s = number, now
             limit = self._own.record_within_s
-            if now - since > limit:
+            if taken_s > limit:
                 self._kill()
                 raise self._gone(f"it took longer than {limit:g} s (record_within_s)", surely=True)
             if self._too_large(process):

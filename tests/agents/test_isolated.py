@@ -1,7 +1,9 @@
 """An agent's function in its process, when it does what no function should."""
 
 import contextlib
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -144,8 +146,8 @@ from pipeline.settings import AgentSettings, Settings
 from tests.agents.test_isolated import bodies
 
 [agent] = of_file(pathlib.Path(sys.argv[1]))
-own = AgentSettings(record_within_s=3600)
-Isolated(agent, own, Settings(), {"logs": "logs_norm"}).transform(bodies("a"))
+own = AgentSettings(record_within_s=float(sys.argv[2]))
+print(Isolated(agent, own, Settings(), {"logs": "logs_norm"}).transform(bodies("a")).failed)
 """
 
 
@@ -155,7 +157,7 @@ def test_a_function_that_never_ends_does_not_outlive_who_asked_it(
 ) -> None:
     """kill -9 of the one is the end of the other, also where it holds the interpreter."""
     start(f'open(__file__ + ".began", "x").close()\n{body}')
-    asking = subprocess.Popen([sys.executable, "-c", ASKS, str(tmp_path / "odd.py")])
+    asking = subprocess.Popen([sys.executable, "-c", ASKS, str(tmp_path / "odd.py"), "3600"])
     until((tmp_path / "odd.py.began").exists, "the function runs")
     [child] = psutil.Process(asking.pid).children()
     asking.kill()
@@ -165,3 +167,16 @@ def test_a_function_that_never_ends_does_not_outlive_who_asked_it(
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+def test_a_machine_that_stands_still_is_no_records_fault(start: Start, tmp_path: pathlib.Path) -> None:
+    """Time in which nobody ran is not the function's."""
+    start('open(__file__ + ".began", "x").close()\nfor _ in range(15): time.sleep(0.1)\nreturn record')
+    command = [sys.executable, "-c", ASKS, str(tmp_path / "odd.py"), "5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as asking:
+        until((tmp_path / "odd.py.began").exists, "the function runs")
+        time.sleep(0.5)
+        os.killpg(asking.pid, signal.SIGSTOP)
+        time.sleep(6)
+        os.killpg(asking.pid, signal.SIGCONT)
+        assert asking.communicate()[0] == b"[]\n"
