@@ -86,6 +86,19 @@ def find(writer: str, read: Sequence[str], settings: Settings) -> list[Gap]:
     return _gaps(writer, {place: each.offset for place, each in committed.items()}, retained, reader)
 
 
+def of(reader: str, topic: str, partition: int, settings: Settings) -> list[Gap]:
+    """The gap of a writer or agent in one partition, or none; raises as `find`, and Misconfigured where it has read
+    nothing there: a slip of the pen is not to look like no gap."""
+    found = [gap for gap in find(reader, [topic], settings) if gap.partition == partition]
+    place = settings.kafka.named(topic), partition
+    if not Groups(settings.kafka).committed(settings.kafka.named(reader), [place]):
+        raise Misconfigured(
+            f"{reader} has read nothing of {topic} [{partition}]: `pipeline agents gaps` prints every gap and the "
+            "command that accepts it."
+        )
+    return found
+
+
 def at(writer: str, positions: Mapping[tuple[str, int], int], settings: Settings) -> list[Gap]:
     """The gaps of a writer that stands at `positions`, the next offset for each (topic, partition)."""
     reader = Reader(settings.kafka)

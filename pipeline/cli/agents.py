@@ -263,7 +263,7 @@ def accept_gap(
     from pipeline.agents import gaps
 
     loaded = settings.load()
-    found = [gap for gap in gaps.find(reader, [topic], loaded) if gap.partition == partition]
+    found = gaps.of(reader, topic, partition, loaded)
     if agreed(found, yes):
         gaps.accept(found, loaded)
 

@@ -106,6 +106,9 @@ def test_a_gap_stops_the_writer_until_it_is_accepted(writer: Process) -> None:
     [gap] = json.loads(found)
     assert (code, gap["offsets"], gap["position"], gap["start"], gap["end"]) == (1, 3, 3, 6, 8)
     assert committed(settings)[0] == 3
+    for slip in (command.replace("pg_", "pg-"), command.replace("partition 0", "partition 9")):
+        code, said = writer.run(f"{slip} --yes")
+        assert (code, "has read nothing of metrics_raw [" in said) == (2, True), said
     code, said = writer.run(f"{command} --yes")
     assert (code, "3 offsets, 3 to 5" in said) == (0, True), said
     assert committed(settings) == [6, 0, 0, 0]
