@@ -10,10 +10,14 @@ from typing import Any
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
+AGAIN_AFTER_S = 10.0
+MOST_LINES = 1000  # remembered at a time
+
 
 def configure(process: str) -> None:
     """Send structlog's and the standard library's records (warnings and up) to stderr, tagged with `process`.
 
+    The libraries repeat one line only after AGAIN_AFTER_S, with the count of those left out.
     From then on nothing that writes to stderr fails: a line for which the disk has no room, or that nobody reads, is
     lost, and the process goes on.
     """
@@ -37,6 +41,7 @@ def configure(process: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    handler.addFilter(_Seldom().passes)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("aiohttp.server").addFilter(_shows_no_header)
 
@@ -55,6 +60,27 @@ class _Unfailing(io.TextIOBase):
             with contextlib.suppress(OSError):
                 os.write(self._descriptor, text.encode(errors="backslashreplace"))
         return len(text)
+
+
+class _Seldom:
+    """aiokafka says 75 times a second that a broker is away: a gigabyte a day, of each process."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str, str], tuple[float, int]] = {}  # when it was shown, and how often not since
+
+    def passes(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        line = record.name, message, repr(record.exc_info[1]) if record.exc_info else ""
+        shown, left_out = self._since.get(line, (-AGAIN_AFTER_S, 0))
+        if 0 <= record.created - shown < AGAIN_AFTER_S:
+            self._since[line] = shown, left_out + 1
+            return False
+        if len(self._since) >= MOST_LINES:
+            self._since.clear()
+        self._since[line] = record.created, 0
+        if left_out:
+            record.msg, record.args = f"{message} ({left_out} more of these since the last)", ()
+        return True
 
 
 def _shows_no_header(record: logging.LogRecord) -> bool:

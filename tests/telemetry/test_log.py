@@ -1,5 +1,6 @@
 """What reaches a log."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -25,6 +26,29 @@ def test_a_request_that_does_not_parse_is_not_quoted() -> None:
     said = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, text=True, check=True).stderr
     assert "hunter2" not in said
     assert "a bug" in said
+
+
+REPEATS = """
+import logging, time
+from pipeline.telemetry import log
+log.AGAIN_AFTER_S = 0.5
+log.configure("pg_writer")
+for _ in range(100):
+    logging.getLogger("aiokafka").error("Unable connect to node with id %s: %s", 1, "refused")
+logging.getLogger("aiokafka").error("Unable connect to node with id %s: %s", 2, "refused")
+time.sleep(0.6)
+logging.getLogger("aiokafka").error("Unable connect to node with id %s: %s", 1, "refused")
+"""
+
+
+def test_a_library_that_repeats_itself_does_not_fill_the_disk() -> None:
+    """A client says a hundred times that its broker is away: one line now, one later with the count of the others."""
+    said = subprocess.run([sys.executable, "-c", REPEATS], capture_output=True, text=True, check=True).stderr
+    assert [json.loads(line)["event"] for line in said.splitlines()] == [
+        "Unable connect to node with id 1: refused",
+        "Unable connect to node with id 2: refused",
+        "Unable connect to node with id 1: refused (99 more of these since the last)",
+    ]
 
 
 LOGS = """
