@@ -71,7 +71,8 @@ def _plan_postgres(settings: Settings, now: datetime.datetime) -> list[Change]:
         if connected.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone():
             changes = policies.plan(connected, settings.retention, own)
         else:
-            changes = [*partitions.plan(connected, settings.retention, own, now), *rollups.plan(connected, now)]
+            made, expired = partitions.plan(connected, settings.retention, own, now)
+            changes = [*made, *rollups.plan(connected, settings.retention.points_days, now), *expired]
         return [*changes, *graph.plan(connected)]
 
 
@@ -95,10 +96,13 @@ def _run_postgres(
                             connected.execute(statement.encode())
                     done.append(change)
                 except (Misconfigured, Rejected, Unavailable) as error:
-                    if connected.closed or change.needed:
+                    if connected.closed:
                         raise
-                    way_out = "No other change waits for it: correct what it names and run this again."
+                    waits = "What comes after it waits" if change.needed else "No other change waits"
+                    way_out = f"{waits} for it: correct what it names and run this again."
                     failures.append(type(error)(f"Could not {change} {error} {way_out}"))
+                    if change.needed:
+                        break
     return done
 
 

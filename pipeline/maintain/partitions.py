@@ -43,6 +43,7 @@ PARTITIONS = """
 IN_DEFAULT = "SELECT DISTINCT date_bin({span}, {time}, {origin}) FROM {rest} WHERE {time} >= {cutoff}"
 TO_REFRESH = "SELECT DISTINCT date_bin({span}, hour, {origin}) FROM metrics_changed_hours WHERE hour >= {cutoff}"
 EXPIRED = "SELECT EXISTS (SELECT FROM {rest} WHERE {time} < {cutoff})"
+EXPIRED_ROLLUP = f"{EXPIRED} OR EXISTS (SELECT FROM metrics_changed_hours WHERE hour < {{cutoff}})"  # will be refreshed
 POINTS = "metrics_points"
 ROLLUPS = ("metrics_1m_rollup", "metrics_1h_rollup", "metrics_1d_rollup")
 
@@ -89,14 +90,16 @@ def plan(
     retention: RetentionSettings,
     registered: Sequence[Registered],
     now: datetime.datetime,
-) -> list[Change]:
+) -> tuple[list[Change], list[Change]]:
     """Partitions for yesterday, for the days ahead, for what is kept in the default partition and for rollups that will
-    be refreshed; then what has expired. What is called as a registered table and was not made as one is left alone."""
+    be refreshed; and what has expired, to be dropped once rollups are refreshed. What is called as a registered table
+    and was not made as one is left alone."""
     today = ORIGIN + (now - ORIGIN) // DAY * DAY
     days = [today + n * DAY for n in range(-1, retention.partitions_ahead_days + 1)]
-    changes: list[Change] = []
-    made = [each for each in registered if _is_partitioned(connected, each.name)]
-    for table in tables(retention, made):
+    made: list[Change] = []
+    expired: list[Change] = []
+    partitioned = [each for each in registered if _is_partitioned(connected, each.name)]
+    for table in tables(retention, partitioned):
         names = {
             "table": sql.Identifier(table.name),
             "rest": sql.Identifier(table.partition("default")),
@@ -114,12 +117,13 @@ def plan(
         queries = [IN_DEFAULT, TO_REFRESH] if table.name in ROLLUPS else [IN_DEFAULT]
         strays = [row[0] for query in queries for row in connected.execute(sql.SQL(query).format(**names))]
         wanted = {_start(day, table.span_days) for day in (*days, *strays)} - {one.start for one in there}
-        changes += [_made(table, start, names) for start in sorted(wanted)]
+        made += [_made(table, start, names) for start in sorted(wanted)]
         old = [one for one in there if one.stop <= today - table.kept_days * DAY]
-        rest = connected.execute(sql.SQL(EXPIRED).format(**names)).fetchone() == (True,)
+        query = EXPIRED_ROLLUP if table.name in ROLLUPS else EXPIRED
+        rest = connected.execute(sql.SQL(query).format(**names)).fetchone() == (True,)
         if old or rest:
-            changes.append(_expired(table, old, names))
-    return changes
+            expired.append(_expired(table, old, names))
+    return made, expired
 
 
 def _is_partitioned(connected: psycopg.Connection, name: str) -> bool:

@@ -16,13 +16,15 @@ CHANGED_DAYS = """
 REFRESH = "CALL refresh_metrics_rollups({}, {})"
 
 
-def plan(connected: psycopg.Connection, now: datetime.datetime) -> list[Change]:
-    """A change for every day with such hours."""
+def plan(connected: psycopg.Connection, points_days: int, now: datetime.datetime) -> list[Change]:
+    """A change for every day with such hours; needed where its points have expired and are to be dropped."""
+    expired = now - datetime.timedelta(days=points_days)
     ended = now - (now - datetime.datetime.min.replace(tzinfo=datetime.UTC)) % HOUR
     return [
         Change(
             f"refresh metrics_1m, metrics_1h and metrics_1d of {day:%Y-%m-%d}: points have changed.",
             (sql.SQL(REFRESH).format(day, ended).as_string(),),
+            needed=day < expired,
         )
         for (day,) in connected.execute(CHANGED_DAYS, (ended,)).fetchall()
     ]

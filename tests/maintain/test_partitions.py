@@ -86,6 +86,27 @@ def test_what_is_expired_is_dropped_and_its_rollups_stay(settings: Settings, dat
     assert [len(rows(database, view, [series])) for view in VIEWS] == [0, 1, 1]
 
 
+def test_what_expired_before_it_was_refreshed_is_in_the_rollups(settings: Settings, database: psycopg.Connection) -> None:
+    """Where nobody maintained for longer than points are kept, and of what a first run finds, rollups are made before
+    the points go; they do not go where that fails, and one run leaves nothing to do."""
+    [series] = new_series(1)
+    points = {(TODAY - n * DAY, series): float(n) for n in (0, 11, 15, 19, 30)}
+    store(database, points)
+    database.execute("ALTER TABLE metrics_1d_rollup ADD CONSTRAINT not_yet CHECK (sum <> 15)")
+    with pytest.raises(Rejected, match=r"^Could not refresh .* of 2026-11-05: points .* \(23514\)\. What comes after"):
+        maintain.run_all(settings, NOW, "postgres")
+    for view in VIEWS:
+        assert rows(database, view, [series]) == expected(points, view)
+    database.execute("ALTER TABLE metrics_1d_rollup DROP CONSTRAINT not_yet")
+    maintain.run_all(settings, NOW, "postgres")
+    assert maintain.plan(settings, NOW, "postgres") == []
+    assert partitions(database) == {"20261120": 1}
+    kept = {at: value for at, value in points.items() if at[0] >= TODAY - 20 * DAY}
+    assert rows(database, "metrics_1m", [series]) == expected(kept, "metrics_1m")
+    for view in ("metrics_1h", "metrics_1d"):
+        assert rows(database, view, [series]) == expected(points, view)
+
+
 def test_writers_go_on_while_partitions_are_made(settings: Settings, database: psycopg.Connection) -> None:
     """None is refused a row because its partition was made under its feet, and no row is lost."""
     stop = threading.Event()
