@@ -23,10 +23,12 @@ WORLD_CLASSES = frozenset({"08", "53", "58"})
 WORLD_CODES = frozenset({"40001", "40P01", "25006", "57P01", "57P02", "57P03", "57P05", "57014", "55P03"})
 # Classes: data exception, constraint violation, a limit of the program (a value too long for its index).
 DATA_CLASSES = frozenset({"22", "23", "54"})
-# What whoever runs us left out: a right, a table. With the way out.
+# What whoever runs us left out, with the way out: a right, a table, a migration after which a column takes null: no
+# client decides what is null.
 LEFT_OUT = {
     "42501": "Let the user of postgres.dsn do that: grant it, or make it the owner.",
     "42P01": "Run `pipeline migrate up`.",
+    "23502": "Run `pipeline migrate up`.",
 }
 # TimescaleDB: too many tuples of compressed chunks to decompress. The same batch passes with the limit lifted.
 DECOMPRESSION_LIMIT = "53400"

@@ -38,13 +38,18 @@ def test_the_worlds_and_the_datas_failures_are_told_apart(
     ("statement", "says"),
     [
         ("SELECT * FROM nothing", r'relation "nothing" does not exist \(42P01\)\. Run `pipeline migrate up`\.'),
+        (
+            "CREATE TEMP TABLE t (n integer NOT NULL); INSERT INTO t VALUES (NULL)",
+            r'null value in column "n" .* \(23502\)\. Run `pipeline migrate up`\.',
+        ),
         (raised("42501"), r"x \(42501\)\. Let the user of postgres\.dsn do that: .*"),
     ],
 )
 def test_what_was_left_out_is_told_with_the_way_out(
     postgres_settings: PostgresSettings, statement: str, says: str
 ) -> None:
-    """A missing table or right is no bug: whoever runs us hears what to do."""
+    """A missing table or right, or a column that takes fewer values than the writers know, is no bug and no fault of the
+    data: whoever runs us hears what to do."""
     with connect(postgres_settings) as connection, pytest.raises(Misconfigured, match=says), translated():
         connection.execute(statement.encode())
 
