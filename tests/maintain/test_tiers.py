@@ -157,6 +157,21 @@ def test_rows_walk_from_disk_to_disk_and_go(tiered: Tiered) -> None:
         assert migrations.verify(stores) == []
 
 
+def test_no_insert_waits_for_another_disk(tiered: Tiered) -> None:
+    """What comes late, of a time whose rows are on S3, lies hot until it is moved: S3 may be away."""
+    client = clickhouse.connect(tiered.settings.clickhouse)
+    tiered.maintained()
+    client.command("SYSTEM STOP MOVES logs_events")
+    insert(client, "logs", log(time=NOW_NS - 50 * DAY_NS, received_time=NOW_NS, event_id=bytes([50] * 16)))
+    assert disks(client, "logs_events")[50] == "default"
+    client.command("SYSTEM START MOVES logs_events")
+    deadline = time.monotonic() + 60
+    while (found := disks(client, "logs_events")[50]) != "cold":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    client.close()
+
+
 def test_registered_tables_walk_too(tiered: Tiered) -> None:
     """Under the same policy, as long as each says; a later version of a table undoes nothing of it."""
     client = clickhouse.connect(tiered.settings.clickhouse)
