@@ -3,7 +3,9 @@
 import zlib
 from collections.abc import Callable, Iterator
 
+import lz4.frame
 from backports import zstd
+from cramjam import DecompressionError, snappy
 
 from pipeline.errors import Rejected, TooLarge
 
@@ -11,6 +13,9 @@ MAX_MEMBERS = 1000  # or frames, one after another: each costs, however little i
 SLICE_BYTES = 64 * 1024  # of input at a time
 PIECE_BYTES = 256 * 1024  # of output at a time: what is over the limit was never made
 ZSTD_WINDOW_LOG = 23  # 8 MiB, what RFC 9659 lets an HTTP sender use
+SNAPPY_STREAM = b"\xff\x06\x00\x00sNaPpY"  # how framed snappy begins, and no block can
+SNAPPY_RATIO = 22  # at most: three bytes become 64
+NO_ROOM, CUT_SHORT = "failed to write whole buffer", "failed to fill whole buffer"  # as cramjam says it
 
 
 class UnknownCoding(Rejected):
@@ -18,7 +23,7 @@ class UnknownCoding(Rejected):
 
 
 def opened(body: bytes, coding: str, limit: int) -> bytes:
-    """`body` without its content coding: identity, gzip, deflate or zstd.
+    """`body` without its content coding: identity, gzip, deflate, zstd, snappy or lz4.
 
     Raise UnknownCoding, Rejected where it is not what it says, and TooLarge before more than `limit` bytes are held.
     """
@@ -26,24 +31,29 @@ def opened(body: bytes, coding: str, limit: int) -> bytes:
         return body
     pieces = CODINGS.get(coding)
     if pieces is None:
-        raise UnknownCoding(f"Content-Encoding {coding[:40]} is not supported: send gzip, deflate, zstd or none.")
+        known = "send gzip, deflate, zstd, snappy, lz4 or none"
+        raise UnknownCoding(f"Content-Encoding {coding[:40]} is not supported: {known}.")
     found, size = [], 0
     try:
-        for piece in pieces(body):
+        for piece in pieces(body, limit):
             size += len(piece)
             if size > limit:
-                raise TooLarge(f"The body is larger than {limit} bytes when decompressed: send smaller batches.")
+                raise _larger_than(limit)
             found.append(piece)
-    except (zlib.error, zstd.ZstdError) as error:
+    except (zlib.error, zstd.ZstdError, DecompressionError, RuntimeError) as error:  # the last is lz4's
         raise Rejected(f"The body is not {coding}, as its header says: {error}.") from None
     return b"".join(found)
 
 
-def _gzip(body: bytes) -> Iterator[bytes]:
+def _larger_than(limit: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit} bytes when decompressed: send smaller batches.")
+
+
+def _gzip(body: bytes, _: int) -> Iterator[bytes]:
     return _inflated(body, 31)
 
 
-def _deflate(body: bytes) -> Iterator[bytes]:
+def _deflate(body: bytes, _: int) -> Iterator[bytes]:
     """zlib's format, as HTTP means it, or the bare stream that some clients send."""
     framed = len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
     return _inflated(body, 15 if framed else -15)
@@ -70,7 +80,7 @@ def _inflated(body: bytes, wbits: int) -> Iterator[bytes]:
     raise zlib.error(f"it has more than {MAX_MEMBERS} members")
 
 
-def _zstd(body: bytes) -> Iterator[bytes]:
+def _zstd(body: bytes, _: int) -> Iterator[bytes]:
     """All frames of `body`, in pieces."""
     rest = memoryview(body)
     for _ in range(MAX_MEMBERS):
@@ -87,10 +97,52 @@ def _zstd(body: bytes) -> Iterator[bytes]:
     raise zstd.ZstdError(f"it has more than {MAX_MEMBERS} frames")
 
 
-CODINGS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
+def _snappy(body: bytes, limit: int) -> Iterator[bytes]:
+    """A block, or the chunks of the framing format, which over gRPC, and in Collectors before 0.131, have this name."""
+    if not body or body.startswith(SNAPPY_STREAM):
+        yield from _snappy_framed(body, limit)
+    else:
+        if snappy.decompress_raw_len(body) > limit:
+            raise _larger_than(limit)
+        yield bytes(snappy.decompress_raw(body))
+
+
+def _snappy_framed(body: bytes, limit: int) -> Iterator[bytes]:
+    """All chunks of `body`, source: snappy's framing_format.txt. It marks no end, and of nothing Go makes nothing."""
+    room = bytearray(min(limit, SNAPPY_RATIO * len(body)))
+    try:
+        size = snappy.decompress_into(body, room)
+    except DecompressionError as error:
+        if str(error) == NO_ROOM:
+            raise _larger_than(limit) from None
+        raise DecompressionError("it is cut short") if str(error) == CUT_SHORT else error from None
+    yield bytes(memoryview(room)[:size])
+
+
+def _lz4(body: bytes, _: int) -> Iterator[bytes]:
+    """All frames of `body`, in pieces; a frame says its own block size, 4 MiB at most."""
+    rest = memoryview(body)
+    for _ in range(MAX_MEMBERS):
+        frame = lz4.frame.LZ4FrameDecompressor()
+        while not frame.eof:
+            wanted = SLICE_BYTES if frame.needs_input else 0
+            if wanted and not rest:
+                raise RuntimeError("it is cut short")
+            yield frame.decompress(rest[:wanted], PIECE_BYTES)
+            rest = rest[wanted:]
+        rest = memoryview(body)[len(body) - len(rest) - len(frame.unused_data or b"") :]
+        if not rest:
+            return
+    raise RuntimeError(f"it has more than {MAX_MEMBERS} frames")
+
+
+CODINGS: dict[str, Callable[[bytes, int], Iterator[bytes]]] = {
     "gzip": _gzip,
     "x-gzip": _gzip,
     "deflate": _deflate,
     "zlib": _deflate,  # as the Collector's exporter calls it
     "zstd": _zstd,
+    "snappy": _snappy,
+    "x-snappy-framed": _snappy_framed,
+    "lz4": _lz4,
 }

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import lz4.frame
 from backports import zstd
+from cramjam import snappy
 
+from pipeline.gateway.compression import SNAPPY_STREAM
 from pipeline.record.schema import SIGNALS, Signal
 from tests.bench import payload
 from tests.otlp import requests
@@ -401,26 +404,30 @@ def _bombs() -> dict[str, bytes]:
         "raw deflate": filled(raw.compress, raw.flush),
         "deflate": filled(framed.compress, framed.flush),
         "zstd": filled(zst.compress, zst.flush),
+        **{coding: CODERS[coding](bytes(BOMB_BYTES)) for coding in ("snappy", "x-snappy-framed", "lz4")},
     }
 
 
+CODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda body: gzip.compress(body, 1, mtime=0),
+    "deflate": lambda body: zlib.compress(body, 1),
+    "zstd": lambda body: zstd.compress(body, 1),
+    "snappy": lambda body: bytes(snappy.compress_raw(body)),
+    "x-snappy-framed": lambda body: bytes(snappy.compress(body)) or SNAPPY_STREAM,
+    "lz4": lz4.frame.compress,
+}
 _made_bombs: dict[str, bytes] = {}
 
 
 def _coded(made: Case, rng: random.Random) -> None:
-    coding = rng.choice(["gzip", "gzip", "deflate", "zstd"])
+    coding = rng.choice(["gzip", *CODERS])
     if rng.random() < 0.004:
         if not _made_bombs:
             _made_bombs.update(_bombs())
         made.kinds.append(f"{coding} bomb")
         made.body = _made_bombs[coding]
     else:
-        codings: dict[str, Callable[[bytes], bytes]] = {
-            "gzip": lambda body: gzip.compress(body, 1, mtime=0),
-            "deflate": lambda body: zlib.compress(body, 1),
-            "zstd": lambda body: zstd.compress(body, 1),
-        }
-        made.body = codings[coding](made.body)
+        made.body = CODERS[coding](made.body)
     done = rng.choice(
         [
             "",
@@ -445,13 +452,13 @@ def _coded(made: Case, rng: random.Random) -> None:
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
             made.body = bytes(damaged)
         case "wrong code":
-            coding = rng.choice(["gzip", "deflate", "zstd"])
+            coding = rng.choice(list(CODERS))
         case "plain":
             made.body = rng.choice(PLAIN[made.signal])
         case "twice coded":
             made.body, coding = gzip.compress(made.body, 1, mtime=0), f"{coding}, gzip"
         case "unknown code":
-            coding = rng.choice(["br", "snappy", "x" * 500, "GZIP", "gzip;q=1", "", "aws-chunked", "identity"])
+            coding = rng.choice(["br", "x" * 500, "GZIP", "gzip;q=1", "", "aws-chunked", "identity"])
         case "two members":
             made.body *= 2
         case "code tail":

@@ -19,10 +19,12 @@ import h2.connection
 import h2.events
 import h2.settings
 import httpx
+import lz4.frame
 import psutil
 import pytest
 import trustme
 from backports import zstd
+from cramjam import snappy
 from google.rpc import error_details_pb2, status_pb2
 
 from pipeline.gateway.grpc import PREFIX
@@ -39,7 +41,15 @@ SETTINGS = GatewaySettings(
     max_requests=8,
     cors_origins=("https://shop.example",),
 )
-CODINGS = {"identity": bytes, "gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd.compress}
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstd.compress,
+    "snappy": lambda body: bytes(snappy.compress_raw(body)),
+    "x-snappy-framed": lambda body: bytes(snappy.compress(body)),
+    "lz4": lz4.frame.compress,
+}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +117,7 @@ class RawGrpc:
 
 @pytest.mark.parametrize("signal", ["logs", "metrics", "traces"])
 def test_ids_do_not_depend_on_protocol_encoding_or_coding(gateway: Gateway, signal: str) -> None:
-    """gRPC and HTTP, protobuf and JSON, plain, gzip, deflate and zstd publish the same ids."""
+    """gRPC and HTTP, protobuf and JSON, plain and in every coding publish the same ids."""
     body, text = ONE_OF_EVERYTHING[signal].SerializeToString(), as_json(ONE_OF_EVERYTHING[signal])
     for coding, compress in CODINGS.items():
         said = {"content-encoding": coding}
@@ -115,17 +125,18 @@ def test_ids_do_not_depend_on_protocol_encoding_or_coding(gateway: Gateway, sign
         assert gateway.post(compress(text), {**JSON, **said}, f"/v1/{signal}").content == b"{}"
     for compression in (None, grpc.Compression.Gzip, grpc.Compression.Deflate):
         assert gateway.export(body, signal, compression=compression) == b""
-    found = ids(gateway)
-    assert len(found) == 11 * (len(found) // 11)
-    assert len({tuple(one) for one in found}) == len(found) // 11
+    found, sent = ids(gateway), 2 * len(CODINGS) + 3
+    assert len(found) == sent * (len(found) // sent)
+    assert len({tuple(one) for one in found}) == len(found) // sent
 
 
-def test_grpc_speaks_zstd(gateway: Gateway) -> None:
-    """As the Collector's exporter does with compression: zstd; the answer says what else is understood."""
-    packed = zstd.compress(logs("a").SerializeToString())
-    answer = RawGrpc(gateway.grpc_port).call(PREFIX.pack(1, len(packed)) + packed, {"grpc-encoding": "zstd"})
+@pytest.mark.parametrize(("coding", "compress"), [("zstd", zstd.compress), ("snappy", snappy.compress)])
+def test_grpc_speaks_what_collectors_do(gateway: Gateway, coding: str, compress: Callable[[bytes], Any]) -> None:
+    """As the Collector's exporter does with compression: zstd, or snappy, framed; the answer says what is understood."""
+    packed = bytes(compress(logs("a").SerializeToString()))
+    answer = RawGrpc(gateway.grpc_port).call(PREFIX.pack(1, len(packed)) + packed, {"grpc-encoding": coding})
     assert answer["grpc-status"] == "0"
-    assert answer["grpc-accept-encoding"] == "identity,gzip,deflate,zstd"
+    assert answer["grpc-accept-encoding"] == "identity,gzip,deflate,zstd,snappy"
     assert [r["body"] for m in gateway.publisher.published for r in m.records] == ["a"]
 
 
@@ -138,8 +149,10 @@ def test_grpc_speaks_zstd(gateway: Gateway) -> None:
         (PREFIX.pack(0, 1) + b"\x0a\x00", {}, "3", "holds 2 bytes where its one gRPC message has 1"),
         (PREFIX.pack(1, 2) + b"\x0a\x00", {}, "3", "does not say how"),
         (PREFIX.pack(7, 2) + b"\x0a\x00", {"grpc-encoding": "gzip"}, "3", "does not say how"),
-        (PREFIX.pack(1, 2) + b"\x0a\x00", {"grpc-encoding": "snappy"}, "12", "snappy is not supported"),
-        (PREFIX.pack(0, 2) + b"\x0a\x00", {"grpc-encoding": "snappy"}, "0", ""),
+        (PREFIX.pack(1, 2) + b"\x0a\x00", {"grpc-encoding": "br"}, "12", "br is not supported"),
+        (PREFIX.pack(0, 2) + b"\x0a\x00", {"grpc-encoding": "br"}, "0", ""),
+        (PREFIX.pack(1, 2) + b"\x0a\x00", {"grpc-encoding": "snappy"}, "3", "is not snappy"),
+        (PREFIX.pack(1, 5) + b"\xff\xff\xff\xff\x0f", {"grpc-encoding": "snappy"}, "8", "when decompressed"),
         (PREFIX.pack(0, 1 << 31), {}, "8", "larger than 100000 bytes"),
         (PREFIX.pack(0, 0), {":path": "/no.such/Method"}, "12", "no such method"),
     ],
@@ -179,6 +192,11 @@ def test_what_is_not_grpc_is_415_or_cut_off(gateway: Gateway) -> None:
         (bytes(100_001), PROTOBUF, 413, "larger than 100000 bytes"),
         (gzip.compress(bytes(50_000_000)), {**PROTOBUF, "content-encoding": "gzip"}, 413, "when decompressed"),
         (zstd.compress(bytes(50_000_000)), {**PROTOBUF, "content-encoding": "zstd"}, 413, "when decompressed"),
+        (CODINGS["x-snappy-framed"](bytes(2_000_000)), {**PROTOBUF, "content-encoding": "snappy"}, 413, "when decomp"),
+        (CODINGS["snappy"](bytes(2_000_000)), {**PROTOBUF, "content-encoding": "snappy"}, 413, "when decompressed"),
+        (CODINGS["snappy"](b"x" * 99)[:-1], {**PROTOBUF, "content-encoding": "snappy"}, 400, "is not snappy"),
+        (CODINGS["lz4"](bytes(20_000_000)), {**PROTOBUF, "content-encoding": "lz4"}, 413, "when decompressed"),
+        (CODINGS["lz4"](bytes(1000))[:-1], {**JSON, "content-encoding": "lz4"}, 400, "cut short"),
         (zlib.compress(bytes(50_000_000)), {**JSON, "content-encoding": "deflate"}, 413, "when decompressed"),
     ],
 )  # fmt: skip
@@ -519,8 +537,12 @@ def test_static_tags_are_on_every_record(tmp_path: pathlib.Path) -> None:
 
 
 def test_members_without_end_are_rejected(gateway: Gateway) -> None:
-    """Empty zstd frames and gzip members cost time each, so a thousand are enough."""
-    for coding, member in (("zstd", zstd.compress(b"")), ("gzip", gzip.compress(b""))):
+    """Empty zstd and lz4 frames and gzip members cost time each, so a thousand are enough."""
+    for coding, member in (
+        ("zstd", zstd.compress(b"")),
+        ("gzip", gzip.compress(b"")),
+        ("lz4", lz4.frame.compress(b"")),
+    ):
         answer = gateway.post(member * 4000, {**PROTOBUF, "content-encoding": coding})
         assert answer.status_code == 400
         assert "has more than 1000" in status_pb2.Status.FromString(answer.content).message
