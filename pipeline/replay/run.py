@@ -195,8 +195,8 @@ def _store(folder: Folder, made: Changed, running: _Running, tell: Tell) -> None
     named = made.settings.kafka.named
     consumers: list[tuple[str, Sequence[str]]] = [(agent.name, (agent.reads,)) for agent in made.agents.values()]
     consumers += [(writer, gaps.topics(writer, made.settings)) for writer in gaps.STORE_WRITERS]
-    settled = 0
-    while settled < 2:  # what an agent wrote after its readers were asked shows in the second look
+    settled: int | None = None  # how much there was when all of it was committed
+    while True:
         running.check()
         left = total = 0
         for group, read in consumers:
@@ -208,7 +208,9 @@ def _store(folder: Folder, made: Changed, running: _Running, tell: Tell) -> None
                 for each in ranges
             )
         tell("stored", total - left, total)
-        settled = settled + 1 if left == 0 else 0
+        if left == 0 and total == settled:  # so between both looks nothing was under way
+            return
+        settled = total if left == 0 else None
         time.sleep(POLL_S)
 
 

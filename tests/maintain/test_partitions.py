@@ -86,7 +86,9 @@ def test_what_is_expired_is_dropped_and_its_rollups_stay(settings: Settings, dat
     assert [len(rows(database, view, [series])) for view in VIEWS] == [0, 1, 1]
 
 
-def test_what_expired_before_it_was_refreshed_is_in_the_rollups(settings: Settings, database: psycopg.Connection) -> None:
+def test_what_expired_before_it_was_refreshed_is_in_the_rollups(
+    settings: Settings, database: psycopg.Connection
+) -> None:
     """Where nobody maintained for longer than points are kept, and of what a first run finds, rollups are made before
     the points go; they do not go where that fails, and one run leaves nothing to do."""
     [series] = new_series(1)
