@@ -102,7 +102,10 @@ def _snappy(body: bytes, limit: int) -> Iterator[bytes]:
     if not body or body.startswith(SNAPPY_STREAM):
         yield from _snappy_framed(body, limit)
     else:
-        if snappy.decompress_raw_len(body) > limit:
+        size = snappy.decompress_raw_len(body)
+        if size > SNAPPY_RATIO * len(body):
+            raise DecompressionError(f"it says to become {size} bytes, which it cannot")
+        if size > limit:
             raise _larger_than(limit)
         yield bytes(snappy.decompress_raw(body))
 
