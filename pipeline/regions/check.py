@@ -23,8 +23,15 @@ def problems(topology: Topology, declared: Sequence[Topic], least_replicas: int)
 
 
 def _of_regions(topology: Topology, declared: Sequence[Topic], least_replicas: int) -> Iterator[str]:
+    owners: dict[str, str] = {}  # a broker's address, and whose it is
     for alias, region in topology.regions.items():
         where = f"regions.{alias}"
+        for server in (each.strip().lower() for each in region.bootstrap_servers.split(",")):
+            if server and owners.setdefault(server, alias) != alias:
+                yield (
+                    f"{where}.bootstrap_servers: {server} is the Kafka of {owners[server]} too, and what is there "
+                    "would be mirrored as both's: each region has a cluster of its own."
+                )
         if not ALIAS.fullmatch(alias):
             yield (
                 f"{where}: an alias is a lower-case letter, then letters, digits and -: a dot would be taken for the "

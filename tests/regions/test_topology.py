@@ -82,6 +82,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no such topic": (lambda d: link(d, "central", "us", "lags_raw"), "no file in topics/ declares"),
     "a bad alias": (lambda d: renamed(d, "us", "us.east"), "regions.us.east: an alias is"),
     "an alias in a topic's name": (lambda d: renamed(d, "us", "logs"), "logs.raw in one cluster"),
+    "two regions at one Kafka": (
+        lambda d: region(d, "us", bootstrap_servers="us-kafka:9092, " + d["regions"]["eu"]["bootstrap_servers"]),
+        "regions.us.bootstrap_servers: 127.0.0.1:10092 is the Kafka of eu too",
+    ),
     "no replication factor": (lambda d: d["regions"]["eu"].pop("replication_factor"), "replication_factor: is missing"),
     "short retention": (
         lambda d: d["links"][0].update(retention_hours=24),
