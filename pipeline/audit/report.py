@@ -196,11 +196,18 @@ def _agent_differences(one: AgentFindings) -> list[str]:
 
 
 def _unreadable(name: str, kafka: InKafka) -> list[str]:
-    return [
+    lines = [
         f"{name}: {fault['topic']} [{fault['partition']}] @ {fault['offset']} is unreadable"
         f"{' (dead-lettered)' if fault['dead_lettered'] else ''}: {fault['reason']}."
         for fault in kafka.unreadable_messages
     ]
+    found = kafka.unreadable + kafka.unreadable_dead_lettered
+    if found > len(lines):
+        lines.append(
+            f"{name}: {len(lines)} of {found:,} unreadable messages are named; "
+            f"{kafka.unreadable_dead_lettered:,} are dead-lettered."
+        )
+    return lines
 
 
 def _differences(where: str, findings: Findings) -> list[str]:

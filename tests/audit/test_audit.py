@@ -1,6 +1,7 @@
 """Differences made by hand in real topics and stores, and what the audit says of them."""
 
 import datetime
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import time
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from rich.console import Console
 
 from pipeline import maintain
 from pipeline.audit import Signal, Window, audit
@@ -187,6 +189,18 @@ def test_an_unreadable_message_is_named_unless_dead_lettered(world: World) -> No
     assert found["kafka"]["undecodable_dead_letter_origins"][0] == {
         "topic": "traces_raw", "partition": 1, "offset": cut
     }  # fmt: skip
+
+
+def test_of_many_unreadable_messages_the_number_is_said(world: World) -> None:
+    """Ten of them are named to people, and how many there are beside."""
+    cut = file("traces", [record("traces", 1)])[:-20]
+    for _ in range(12):
+        offset = world.send("traces_raw", cut, {"records": "1"}, partition=2)
+    origin = {"dlq_topic": "traces_raw", "dlq_partition": "2", "dlq_offset": str(offset)}
+    world.send("traces_raw_dlq", cut, origin)
+    said = io.StringIO()
+    world.audit("traces").show(Console(file=said))
+    assert "traces: 10 of 12 unreadable messages are named; 1 are dead-lettered." in said.getvalue()
 
 
 def test_a_window_judges_its_own_receipts_only(world: World) -> None:
