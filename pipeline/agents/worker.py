@@ -30,7 +30,7 @@ from pipeline.agents.api import Agent, Topics
 from pipeline.agents.load import settings_of
 from pipeline.agents.transform import DROPS_TOPIC
 from pipeline.agents.waiting import Waiting
-from pipeline.delivery import Delivery, Limit, Message, Writer
+from pipeline.delivery import Delivery, Limit, Message, TooManyDeadLetters, Writer
 from pipeline.errors import Misconfigured, PipelineError, Rejected, Unavailable
 from pipeline.kafka import dead_letters
 from pipeline.kafka.admin import Cluster
@@ -412,6 +412,8 @@ async def _or_stop(doing: Awaitable[None]) -> None:
     """A failure left to Faust would end the agent, and the next one's batch be committed over."""
     try:
         await doing
+    except TooManyDeadLetters as error:
+        _stop_process(str(error), FOR_A_HUMAN)
     except PipelineError as error:
         _stop_process(str(error), FAILED)
     except Exception:
