@@ -167,7 +167,7 @@ def served(regions: dict[str, Settings], tmp_path_factory: pytest.TempPathFactor
 def _region(alias: str, own: Settings) -> Region:
     return Region(
         role="edge",
-        bootstrap_servers="127.0.0.1:1",
+        bootstrap_servers=f"{alias}.invalid:9092",  # nobody asks it
         replication_factor=1,
         clickhouse_url=own.clickhouse.url,
         clickhouse_database=own.clickhouse.database,
