@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import io
+import math
 import os
 import pathlib
 import signal
@@ -19,6 +20,7 @@ import httpx
 import pytest
 
 from pipeline import topics
+from pipeline.gateway.front import LAST_WORD_S
 from pipeline.gateway.tenants import hashed
 from pipeline.kafka.reader import Reader
 from pipeline.settings import PREFIX, KafkaSettings, Settings
@@ -232,19 +234,29 @@ def test_no_request_fails_by_its_end(tmp_path: pathlib.Path, sent: tuple[dict[st
 
 
 def until_nobody_listens(port: int, headers: dict[str, str], body: bytes) -> None:
-    """Send again and again, over one connection while it may be kept."""
+    """Send again and again, over one connection while it may be kept.
+
+    What nobody had accepted when the port was closed is reset by the kernel, and who is silent for long is let go.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     while True:
         try:
             connection.connect()
         except ConnectionRefusedError:
             return
+        answered_s = -math.inf
         while connection.sock:
             time.sleep(0.02)
-            connection.request("POST", "/v1/logs", body, headers)
-            answer = connection.getresponse()
+            silent_s = time.monotonic() - answered_s
+            try:
+                connection.request("POST", "/v1/logs", body, headers)
+                answer = connection.getresponse()
+            except ConnectionError:
+                assert silent_s > LAST_WORD_S / 2, "a connection in use was closed"
+                return
             answer.read()
             assert answer.status == 200
+            answered_s = time.monotonic()
 
 
 def test_rows_of_a_new_table_are_in_kafka(kafka: str, registry: Registry, tmp_path: pathlib.Path) -> None:
