@@ -42,7 +42,7 @@ def _field(name: bytes, value: bytes) -> bytes:
 RESPONSE = (
     _field(b":status", b"200")
     + _field(b"content-type", b"application/grpc")
-    + _field(b"grpc-accept-encoding", b"identity,gzip,deflate,zstd,snappy")
+    + _field(b"grpc-accept-encoding", b"identity,gzip,deflate,zstd,snappy,lz4")
 )
 UNSUPPORTED = _field(b":status", b"415")
 OK = _field(b"grpc-status", b"0")

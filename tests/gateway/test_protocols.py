@@ -130,13 +130,15 @@ def test_ids_do_not_depend_on_protocol_encoding_or_coding(gateway: Gateway, sign
     assert len({tuple(one) for one in found}) == len(found) // sent
 
 
-@pytest.mark.parametrize(("coding", "compress"), [("zstd", zstd.compress), ("snappy", snappy.compress)])
-def test_grpc_speaks_what_collectors_do(gateway: Gateway, coding: str, compress: Callable[[bytes], Any]) -> None:
-    """As the Collector's exporter does with compression: zstd, or snappy, framed; the answer says what is understood."""
+@pytest.mark.parametrize(
+    ("coding", "compress"), [("zstd", zstd.compress), ("snappy", snappy.compress), ("lz4", lz4.frame.compress)]
+)
+def test_grpc_speaks_what_clients_do(gateway: Gateway, coding: str, compress: Callable[[bytes], Any]) -> None:
+    """The Collector's zstd and snappy, framed, and lz4; the answer says what is understood."""
     packed = bytes(compress(logs("a").SerializeToString()))
     answer = RawGrpc(gateway.grpc_port).call(PREFIX.pack(1, len(packed)) + packed, {"grpc-encoding": coding})
     assert answer["grpc-status"] == "0"
-    assert answer["grpc-accept-encoding"] == "identity,gzip,deflate,zstd,snappy"
+    assert answer["grpc-accept-encoding"] == "identity,gzip,deflate,zstd,snappy,lz4"
     assert [r["body"] for m in gateway.publisher.published for r in m.records] == ["a"]
 
 
