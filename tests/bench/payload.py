@@ -1,6 +1,7 @@
 """Requests of the sizes in design section 10: log records of 347 bytes with 6 + 6 attributes, spans of 282, points of 69."""
 
 import random
+import uuid
 from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -11,7 +12,12 @@ from pipeline.record.schema import Signal
 
 SERVICES = 20
 SERIES = 2000
-RESOURCE = ("service.version", "service.instance.id", "deployment.environment", "cloud.region")
+RESOURCE = {  # beside service.name and host.name
+    "service.version": "1.4.{}",
+    "service.instance.id": "pod-{:04d}",
+    "deployment.environment": "prod",
+    "cloud.region": "eu-west-1",
+}
 
 
 def request(signal: Signal, count: int, start_ns: int, rng: random.Random) -> bytes:
@@ -23,8 +29,8 @@ def _resource(part: Any, rng: random.Random) -> None:
     n = rng.randrange(SERVICES)
     _add(part.resource.attributes, "service.name", f"service-{n:02d}")
     _add(part.resource.attributes, "host.name", f"host-{n:02d}")
-    for key in RESOURCE:
-        _add(part.resource.attributes, key, f"{key}-{n:04d}")
+    for key, value in RESOURCE.items():
+        _add(part.resource.attributes, key, value.format(n))
 
 
 def _add(attributes: Any, key: str, value: str | int) -> None:
@@ -40,7 +46,7 @@ def _attributes(attributes: Any, rng: random.Random) -> None:
     _add(attributes, "http.route", f"/api/v1/resource/{rng.randrange(40)}")
     _add(attributes, "http.response.status_code", rng.choice([200, 200, 200, 404, 500]))
     _add(attributes, "customer.tier", rng.choice(["gold", "silver", "bronze"]))
-    _add(attributes, "order.id", f"{rng.getrandbits(64):016x}")
+    _add(attributes, "order.id", str(uuid.UUID(int=rng.getrandbits(128))))
     _add(attributes, "thread.id", rng.randrange(64))
 
 
@@ -59,7 +65,7 @@ def _logs(count: int, start_ns: int, rng: random.Random) -> bytes:
             trace_id=rng.randbytes(16),
             span_id=rng.randbytes(8),
         )
-        record.body.string_value = f"order {rng.getrandbits(40):010x} accepted for customer {rng.getrandbits(32):08x} and handed to the warehouse"
+        record.body.string_value = f"order {rng.getrandbits(40):010x} accepted for customer {rng.getrandbits(32):08x} and handed to the warehouse in Heidelberg"
         _attributes(record.attributes, rng)
     return message.SerializeToString()
 
@@ -97,7 +103,7 @@ def _points(count: int, start_ns: int, rng: random.Random) -> bytes:
         point = gauge.data_points.add(
             time_unix_nano=start_ns + n // series * 10**9 + rng.randrange(10**6) * 1000, as_double=rng.random()
         )
-        _add(point.attributes, "queue", f"q{n % series}")
+        _add(point.attributes, "queue", f"queue{n % series:02d}")
         _add(point.attributes, "shard", n % 10)
         _add(point.attributes, "tier", "gold")
     return message.SerializeToString()
