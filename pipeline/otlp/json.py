@@ -1,7 +1,8 @@
 """OTLP/JSON → the same request in protobuf.
 
 Source: the OTLP specification, "JSON Protobuf Encoding": keys in lowerCamelCase, trace and span ids in hex, enums as
-integers, 64-bit integers as decimal text or numbers, unknown keys ignored, null as absent.
+integers, 64-bit integers as decimal text or numbers, unknown keys ignored, null as absent. Where OTLP had another name
+before 1.0 it is still read, since SDKs of 2021 and 2022 write no other; what it had no more from 0.9 on is refused.
 """
 
 import base64
@@ -20,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from pipeline import native
 from pipeline.errors import Rejected, TooLarge
+from pipeline.otlp.rules import OUTDATED
 from pipeline.record.schema import Signal
 
 REQUEST: dict[Signal, type[Message]] = {
@@ -29,6 +31,20 @@ REQUEST: dict[Signal, type[Message]] = {
 }
 MAX_VALUES = 1_000_000
 MAX_DEPTH = 100  # protobuf's own limit of nested messages
+FORMER = {
+    "instrumentationLibraryLogs": "scope_logs",
+    "instrumentationLibraryMetrics": "scope_metrics",
+    "instrumentationLibrarySpans": "scope_spans",
+    "instrumentationLibrary": "scope",
+}
+_LABELLED = frozenset({"labels"})
+REMOVED = {
+    "Metric": frozenset({f"{number}{kind}" for number in ("int", "double") for kind in ("Gauge", "Sum", "Histogram")})
+    | {"doubleSummary"},
+    "NumberDataPoint": _LABELLED,
+    "HistogramDataPoint": _LABELLED,
+    "SummaryDataPoint": _LABELLED,
+}
 HEX_FIELDS = {"trace_id", "span_id", "parent_span_id"}
 INTEGER = re.compile(r"-?[0-9]{1,20}")
 NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]{1,9})?")
@@ -82,9 +98,13 @@ def _fill(message: Message, document: object, path: str, depth: int) -> None:
     fields = _fields(message.DESCRIPTOR)
     for key, item in document.items():
         field = fields.get(key)
-        if field is None or item is None:
+        if item is None:
             continue
         where = f"{path}.{key}" if path else key
+        if field is None:
+            if key in REMOVED.get(message.DESCRIPTOR.name, ()):
+                raise Rejected(f"{where}: {OUTDATED}.")
+            continue
         if field.is_repeated:
             _fill_list(getattr(message, field.name), field, item, (where, depth))
         elif field.message_type is not None:
@@ -113,6 +133,8 @@ def _fields(descriptor: Any) -> dict[str, FieldDescriptor]:
     found = _fields_by_name.get(descriptor.full_name)
     if found is None:
         found = _fields_by_name[descriptor.full_name] = {field.json_name: field for field in descriptor.fields}
+        by_name = descriptor.fields_by_name
+        found |= {former: by_name[name] for former, name in FORMER.items() if name in by_name}
     return found
 
 

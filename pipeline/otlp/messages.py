@@ -1,7 +1,8 @@
 """OTLP's messages as the encoder reads them: the published ones, with two changes that the wire does not see.
 
 Attributes stay raw (`repeated bytes` for `repeated KeyValue`), so that one that was met before is looked up and not
-parsed; and times are signed (`sfixed64` for `fixed64`), as the records keep them. All else, what is malformed included,
+parsed; and times are signed (`sfixed64` for `fixed64`), as the records keep them. (Points also have the `labels` of
+OTLP before 0.9, so that somebody sees them.) All else, what is malformed included,
 is decided by protobuf itself, but for the raw attributes: whoever uses one parses it.
 """
 
@@ -25,6 +26,9 @@ def _alter(message: descriptor_pb2.DescriptorProto) -> None:
             field.ClearField("type_name")
         elif field.name.endswith("_unix_nano"):
             field.type = Field.TYPE_SFIXED64
+    if message.name in ("NumberDataPoint", "HistogramDataPoint", "SummaryDataPoint"):
+        message.ClearField("reserved_range")
+        message.field.add(name="labels", number=1, label=Field.LABEL_REPEATED, type=Field.TYPE_BYTES)
     for nested in message.nested_type:
         _alter(nested)
 
@@ -78,7 +82,9 @@ METRICS = (
     _part(_of("metrics.v1.ResourceMetrics"), (2,), "scopes"),
     _part(_of("metrics.v1.ScopeMetrics"), (2,), "metrics"),
 )
-METRIC = _part(_of("metrics.v1.Metric"), (5, 7, 9, 10, 11), "data of metrics")  # the keys of DATA
+OUTDATED_DATA = frozenset((4, 6, 8))  # IntGauge, IntSum and IntHistogram of OTLP before 0.9
+# Beside those, the keys of DATA.
+METRIC = _part(_of("metrics.v1.Metric"), (5, 7, 9, 10, 11, *OUTDATED_DATA), "data of metrics")
 
 
 class DataKind(NamedTuple):

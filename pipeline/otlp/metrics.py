@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from pipeline.otlp.encoding import Encoded, Request, Shared
-from pipeline.otlp.messages import DATA, METRIC, METRICS, DataKind
+from pipeline.otlp.messages import DATA, METRIC, METRICS, OUTDATED_DATA, DataKind
+from pipeline.otlp.rules import OUTDATED
 from pipeline.otlp.values import Attributes
 from pipeline.otlp.wire import Level
 from pipeline.record.avro import NOTHING, STRING, array, blob, double, long, pair_map
@@ -54,6 +57,8 @@ def _data(request: Request, metric: Level) -> tuple[DataKind | None, list[Level]
         if of_kind != number:
             number, spans = of_kind, []
         spans.append(span)
+    if number in OUTDATED_DATA:
+        raise DecodeError(OUTDATED)
     kind = DATA.get(number)
     return kind, [request.level(kind.part, span) for span in spans] if kind else []
 
@@ -81,6 +86,8 @@ def _encode_metric(request: Request, shared: Shared, *, kind: DataKind, metric: 
     series = attributes.series.get
     for part in data:
         for point in request.records(part, kind.point):
+            if getattr(point, "labels", None):
+                raise DecodeError(OUTDATED)
             try:
                 numbers = values(point, attributes)
             except CountTooLarge:

@@ -7,6 +7,7 @@ from pipeline.record.framing import MAX_VALUE_BYTES
 
 CUT = "…[cut]"  # ends a key or text that was cut
 RANDOM_BITS = 56  # of a trace_id, or of rv in its tracestate
+OUTDATED = "metrics as before OTLP 0.9, of 2021, with labels for attributes, are not read: a newer SDK is needed"
 TOO_DEEP = "…[too deep]"  # stands in for a value nested deeper than max_depth
 
 

@@ -157,6 +157,21 @@ def test_base64_is_the_same_bytes(text: str) -> None:
     json_alike("logs", log_request(body={"bytesValue": text}))
 
 
+@pytest.mark.parametrize(
+    ("scope", "taken"),
+    [
+        ('{"instrumentationLibrary": {"name": "a"}, "metrics": [{"name": "m"}]}', True),
+        ('{"instrumentationLibrary": {"name": "a", "version": "1"}, "scope": {"name": "b"}}', True),
+        ('{"metrics": [{"doubleSum": {}}]}', False),
+        ('{"labels": 1}', False),
+    ],
+)
+def test_what_otlp_once_was_is_the_same(scope: str, taken: bool) -> None:
+    """Former names beside today's, and keys that are refused where they once stood."""
+    for scopes in ("scopeMetrics", "instrumentationLibraryMetrics"):
+        assert json_alike("metrics", f'{{"resourceMetrics": [{{"{scopes}": [{scope}]}}]}}'.encode()) is taken
+
+
 @given(documents, st.sampled_from(schema.SIGNALS))
 def test_any_document_is_the_same(document: object, signal: schema.Signal) -> None:
     """Documents of the right keys in wrong places."""

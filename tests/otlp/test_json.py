@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import Rejected, TooLarge
 from pipeline.otlp.json import REQUEST, to_protobuf
-from pipeline.record.schema import SIGNALS
+from pipeline.record.schema import SIGNALS, Signal
 
 
 def log_request(**fields: Any) -> bytes:
@@ -20,6 +21,10 @@ def log_request(**fields: Any) -> bytes:
 def parsed(body: bytes) -> Any:
     request: Any = REQUEST["logs"].FromString(to_protobuf("logs", body))
     return request.resource_logs[0].scope_logs[0].log_records[0]
+
+
+def read(signal: Signal, document: str) -> Any:
+    return REQUEST[signal].FromString(to_protobuf(signal, document.encode()))
 
 
 def test_integers_may_be_text_or_numbers() -> None:
@@ -46,6 +51,35 @@ def test_unknown_keys_and_nulls_are_ignored() -> None:
 def test_names_of_the_proto_file_are_unknown_keys() -> None:
     """Keys are lowerCamelCase only."""
     assert parsed(log_request(severity_text="INFO")).severity_text == ""
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_scopes_may_have_the_names_of_before_1_0(signal: Signal) -> None:
+    """SDKs of 2021 and 2022, as browsers still run them, know instrumentation libraries and no scopes."""
+    named = {"logs": ("Logs", "logRecords"), "metrics": ("Metrics", "metrics"), "traces": ("Spans", "spans")}
+    of, records = named[signal]
+    now = json.dumps({f"resource{of}": [{f"scope{of}": [{"scope": {"name": "shop"}, records: [{}, {}]}]}]})
+    before = now.replace(f"scope{of}", f"instrumentationLibrary{of}").replace('"scope"', '"instrumentationLibrary"')
+    assert "shop" in str(read(signal, now))
+    assert read(signal, before) == read(signal, now)
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize(
+    ("metric", "place"),
+    [
+        ({"doubleSum": {"dataPoints": [{"value": 1}]}}, "doubleSum"),
+        ({"intGauge": {}}, "intGauge"),
+        ({"gauge": {"dataPoints": [{"asDouble": 1, "labels": [{"key": "a", "value": "b"}]}]}}, "dataPoints[0].labels"),
+        ({"summary": {"dataPoints": [{"labels": []}]}}, "dataPoints[0].labels"),
+    ],
+)
+def test_metrics_of_before_0_9_are_refused_by_name(metric: dict[str, Any], place: str) -> None:
+    """Passed over as unknown they would be gone, or points without what tells them apart."""
+    body = json.dumps({"resourceMetrics": [{"scopeMetrics": [{"metrics": [metric]}]}]}).encode()
+    with pytest.raises(Rejected, match=re.escape(place) + ": metrics as before OTLP 0.9, of 2021"):
+        to_protobuf("metrics", body)
 
 
 def test_an_empty_value_is_kept() -> None:

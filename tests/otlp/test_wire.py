@@ -1,6 +1,7 @@
 """Walking a request record by record gives what parsing it whole gives: protobuf itself is the judge."""
 
 import random
+import re
 
 import pytest
 from google.protobuf.message import DecodeError, Message
@@ -11,6 +12,7 @@ from pipeline import otlp
 from pipeline.errors import Rejected
 from pipeline.otlp.json import REQUEST
 from pipeline.otlp.messages import METRIC, METRICS
+from pipeline.otlp.rules import OUTDATED
 from pipeline.otlp.wire import level
 from pipeline.record import schema
 from tests.otlp.decode import ORIGIN, records
@@ -114,6 +116,32 @@ def test_each_way_to_be_malformed_is_protobufs(signal: schema.Signal, damage: by
     """In a request, a resource and a scope: what protobuf takes is taken, else the request is Rejected."""
     for body in (damage, nested(1, damage), nested(1, nested(2, damage)), nested(1, nested(1, b"") + damage)):
         assert agree(signal, body) is taken, body.hex()
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize(
+    ("data", "taken"),
+    [
+        (nested(5, nested(1, nested(1, b""))), False),  # labels of a number, a histogram and a summary
+        (nested(7, nested(1, nested(7, b"") + nested(1, b"\xff"))), False),
+        (nested(9, nested(1, nested(1, b""))), False),
+        (nested(11, nested(1, nested(1, b""))), False),
+        (nested(10, nested(1, nested(1, b""))), True),  # attributes, here
+        (nested(5, nested(1, b"\x08\1")), True),  # no labels
+        (nested(4, b""), False),  # IntGauge, IntSum, IntHistogram
+        (nested(6, nested(1, b"")), False),
+        (nested(8, b"\xff"), False),
+        (nested(6, nested(1, b"")) + nested(7, nested(1, b"")), True),  # displaced
+    ],
+)
+def test_metrics_of_before_0_9_are_refused(data: bytes, taken: bool) -> None:
+    """Read as of today they would be gone, or points without what tells them apart."""
+    body = nested(1, nested(2, nested(2, data)))
+    if taken:
+        assert encode("metrics", body).accepted == 1
+    else:
+        with pytest.raises(Rejected, match=re.escape(OUTDATED)):
+            encode("metrics", body)
 
 
 @signals

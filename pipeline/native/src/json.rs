@@ -19,6 +19,10 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::RequireNone),
 );
 
+/// Keys of OTLP before 0.9: where they mean what they did, the reference refuses them.
+const REMOVED: [&str; 8] =
+    ["labels", "intGauge", "intSum", "intHistogram", "doubleGauge", "doubleSum", "doubleHistogram", "doubleSummary"];
+
 /// A message's fields.
 pub struct Message(&'static [Field]);
 
@@ -121,6 +125,9 @@ impl Reader<'_> {
         loop {
             let key = self.string()?;
             let found = message.0.iter().enumerate().find(|(_, field)| field.name == key);
+            if found.is_none() && REMOVED.contains(&key) {
+                return None;
+            }
             self.need(b':')?;
             match found {
                 None => self.skip(depth + 1)?,
@@ -425,6 +432,7 @@ static EXPORT_LOGS_SERVICE_REQUEST: Message = Message(&[many("resourceLogs", 1, 
 static RESOURCE_LOGS: Message = Message(&[
     one("resource", 1, Kind::Message(&RESOURCE)),
     many("scopeLogs", 2, Kind::Message(&SCOPE_LOGS)),
+    many("instrumentationLibraryLogs", 2, Kind::Message(&SCOPE_LOGS)),
     one("schemaUrl", 3, Kind::Text),
 ]);
 static RESOURCE: Message = Message(&[
@@ -457,6 +465,7 @@ static ENTITY_REF: Message = Message(&[
 ]);
 static SCOPE_LOGS: Message = Message(&[
     one("scope", 1, Kind::Message(&INSTRUMENTATION_SCOPE)),
+    one("instrumentationLibrary", 1, Kind::Message(&INSTRUMENTATION_SCOPE)),
     many("logRecords", 2, Kind::Message(&LOG_RECORD)),
     one("schemaUrl", 3, Kind::Text),
 ]);
@@ -484,10 +493,12 @@ static EXPORT_METRICS_SERVICE_REQUEST: Message =
 static RESOURCE_METRICS: Message = Message(&[
     one("resource", 1, Kind::Message(&RESOURCE)),
     many("scopeMetrics", 2, Kind::Message(&SCOPE_METRICS)),
+    many("instrumentationLibraryMetrics", 2, Kind::Message(&SCOPE_METRICS)),
     one("schemaUrl", 3, Kind::Text),
 ]);
 static SCOPE_METRICS: Message = Message(&[
     one("scope", 1, Kind::Message(&INSTRUMENTATION_SCOPE)),
+    one("instrumentationLibrary", 1, Kind::Message(&INSTRUMENTATION_SCOPE)),
     many("metrics", 2, Kind::Message(&METRIC)),
     one("schemaUrl", 3, Kind::Text),
 ]);
@@ -580,10 +591,12 @@ static EXPORT_TRACE_SERVICE_REQUEST: Message = Message(&[many("resourceSpans", 1
 static RESOURCE_SPANS: Message = Message(&[
     one("resource", 1, Kind::Message(&RESOURCE)),
     many("scopeSpans", 2, Kind::Message(&SCOPE_SPANS)),
+    many("instrumentationLibrarySpans", 2, Kind::Message(&SCOPE_SPANS)),
     one("schemaUrl", 3, Kind::Text),
 ]);
 static SCOPE_SPANS: Message = Message(&[
     one("scope", 1, Kind::Message(&INSTRUMENTATION_SCOPE)),
+    one("instrumentationLibrary", 1, Kind::Message(&INSTRUMENTATION_SCOPE)),
     many("spans", 2, Kind::Message(&SPAN)),
     one("schemaUrl", 3, Kind::Text),
 ]);

@@ -21,8 +21,11 @@ const METRICS: Messages = Messages {
     resource_name: "ResourceMetrics",
     scope_name: "ScopeMetrics",
 };
+const OUTDATED: &str =
+    "metrics as before OTLP 0.9, of 2021, with labels for attributes, are not read: a newer SDK is needed";
+const OUTDATED_DATA: [u64; 3] = [4, 6, 8]; // IntGauge, IntSum and IntHistogram
 const METRIC: Part =
-    Part { children: bits(&[5, 7, 9, 10, 11]), shell: bits(&[1, 2, 3, 12]), counted: Counted::DataOfMetrics };
+    Part { children: bits(&[4, 5, 6, 7, 8, 9, 10, 11]), shell: bits(&[1, 2, 3, 12]), counted: Counted::DataOfMetrics };
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -103,6 +106,9 @@ pub fn encode(mut request: Request) -> Result<Encoded, Refusal> {
 /// A metric's kind and data, in as many parts as were sent; what a later kind displaced is not looked into.
 fn last_kind(request: &mut Request, metric: &Level) -> Result<(Option<Kind>, Vec<Level>), Refusal> {
     let Some(Child { number, .. }) = metric.children.last() else { return Ok((None, Vec::new())) };
+    if OUTDATED_DATA.contains(number) {
+        return Err(Refusal::malformed(OUTDATED));
+    }
     let Some(kind) = Kind::of(*number) else { return Ok((None, Vec::new())) };
     let first = metric.children.iter().rposition(|child| child.number != *number).map_or(0, |at| at + 1);
     let mut data = Vec::new();
@@ -191,6 +197,9 @@ fn encode_metric<'a>(
     for part in data {
         request.records(part, 1, |request, data| {
             point.read(kind, data).map_err(|fault| fault.of(kind.point_name()))?;
+            if point.has_labels {
+                return Err(Refusal::malformed(OUTDATED));
+            }
             if point.has_count_too_large(kind) {
                 request.refuse(1, Reason::CountTooLarge);
                 return Ok(());
@@ -393,6 +402,7 @@ impl Buckets {
 #[derive(Default)]
 struct Point<'a> {
     attributes: Vec<&'a [u8]>,
+    has_labels: bool, // as before OTLP 0.9
     start_time: i64,
     time: i64,
     flags: u32,
@@ -416,6 +426,7 @@ impl<'a> Point<'a> {
     /// Field by field, since a whole point is large to write anew.
     fn clear(&mut self) {
         self.attributes.clear();
+        self.has_labels = false;
         (self.start_time, self.time, self.flags) = (0, 0, 0);
         self.value = Number::None;
         self.count = 0;
@@ -436,6 +447,7 @@ impl<'a> Point<'a> {
             match (number, value) {
                 (2, Wire::Fixed64(n)) => self.start_time = n as i64,
                 (3, Wire::Fixed64(n)) => self.time = n as i64,
+                (1, Wire::Bytes(_)) if !matches!(kind, Kind::ExponentialHistogram) => self.has_labels = true,
                 field => match kind {
                     Kind::Gauge | Kind::Sum => self.number(field)?,
                     Kind::Histogram => self.histogram(field)?,
