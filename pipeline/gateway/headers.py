@@ -89,6 +89,11 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
     return (decode_huffman(found) if block[at] & 0x80 else found), end
 
 
+def is_request(fields: list[Field]) -> bool:
+    """Whether these are no trailers, which have no pseudo-headers (8.1)."""
+    return any(name.startswith(b":") for name, _ in fields)
+
+
 def request(fields: list[Field]) -> Headers:
     """A request's headers, the last of those of one name; raise Violation where 8.2 or 8.3 forbid them.
 

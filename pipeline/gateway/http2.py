@@ -281,6 +281,8 @@ class Connection(asyncio.Protocol):
                 raise Violation(Code.STREAM_CLOSED, f"headers behind the end of stream {stream_id}")
             if not self._block_ends:
                 raise Violation(Code.PROTOCOL_ERROR, f"trailers do not end stream {stream_id}")
+            if headers.is_request(fields):
+                raise Violation(Code.PROTOCOL_ERROR, f"trailers of stream {stream_id} that are a request's headers")
             stream.end()
         elif stream_id > self._last:
             self._last = stream_id
@@ -289,6 +291,8 @@ class Connection(asyncio.Protocol):
                 self.write(frame(Kind.RST_STREAM, 0, stream_id, WORD.pack(Code.REFUSED_STREAM)))
             else:
                 self._begin(Stream(self, stream_id, self._stream_window, request), request)
+        elif headers.is_request(fields):  # what else may still come is trailers behind an early answer
+            raise Violation(Code.PROTOCOL_ERROR, f"stream {stream_id} cannot begin any more")
 
     def _begin(self, stream: "Stream", request: Headers) -> None:
         self._streams[stream.id] = stream

@@ -211,6 +211,8 @@ def opens(stream: int, size: int) -> bytes:
         (BEGUN + frame(Kind.DATA, Flag.END_STREAM, 1, b"") + frame(Kind.DATA, 0, 1, b"x"), 5),
         (BEGUN + frame(Kind.DATA, Flag.END_STREAM, 1, b"") + frame(Kind.HEADERS, 5, 1, FIELD), 5),
         (BEGUN + frame(Kind.DATA, 0, 1, bytes(60_000)) * 2, 3),
+        (BEGUN + frame(Kind.HEADERS, 5, 1, BLOCK), 1),
+        (begun_and_reset(3).join((HELLO, frame(Kind.HEADERS, 5, 1, BLOCK))), 1),
         (HELLO + b"".join(begun_and_reset(2 * n + 1) for n in range(http2.MAX_RESETS + 1)), 11),
     ],
 )
