@@ -26,6 +26,7 @@ from pipeline.settings import GatewaySettings
 
 ORDINARY = b"POST /v1/"
 END = b"\r\n\r\n"
+BARE_END = re.compile(rb"\n\r?\n")  # of a head whose lines end as no client should end them
 HEAD = re.compile(
     rb"POST /v1/(logs|metrics|traces) HTTP/1\.1\r\n"
     rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e]*\r\n)+)\r\n"
@@ -160,7 +161,7 @@ class _Connection(asyncio.Protocol):
         end = self._head.find(END)
         if end < 0:
             ordinary = self._head.startswith(ORDINARY) or ORDINARY.startswith(self._head)
-            if not ordinary or len(self._head) > MAX_HEAD_BYTES:
+            if not ordinary or len(self._head) > MAX_HEAD_BYTES or BARE_END.search(self._head):
                 self._pass_on()
             return
         end += len(END)

@@ -131,6 +131,8 @@ def test_lines_that_no_client_should_send_are_aiohttps_to_refuse(gateway: Gatewa
         b"Content-Length: +3\r\n",
         b"Content-Length: 3\r\nX: a\nContent-Length: 0\r\n",
         b"Content-Length : 3\r\n",
+        b"Content-Length: 3\n\n",
+        b"Content-Length: 3\n",
     ):
         with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=10) as connection:
             connection.sendall(head + lines + b"\r\nabc")
