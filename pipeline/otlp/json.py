@@ -36,6 +36,7 @@ FORMER = {
     "instrumentationLibraryMetrics": "scope_metrics",
     "instrumentationLibrarySpans": "scope_spans",
     "instrumentationLibrary": "scope",
+    "logs": "log_records",
 }
 _LABELLED = frozenset({"labels"})
 REMOVED = {

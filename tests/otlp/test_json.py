@@ -61,6 +61,7 @@ def test_scopes_may_have_the_names_of_before_1_0(signal: Signal) -> None:
     of, records = named[signal]
     now = json.dumps({f"resource{of}": [{f"scope{of}": [{"scope": {"name": "shop"}, records: [{}, {}]}]}]})
     before = now.replace(f"scope{of}", f"instrumentationLibrary{of}").replace('"scope"', '"instrumentationLibrary"')
+    before = before.replace("logRecords", "logs")
     assert "shop" in str(read(signal, now))
     assert read(signal, before) == read(signal, now)
 

@@ -467,6 +467,7 @@ static SCOPE_LOGS: Message = Message(&[
     one("scope", 1, Kind::Message(&INSTRUMENTATION_SCOPE)),
     one("instrumentationLibrary", 1, Kind::Message(&INSTRUMENTATION_SCOPE)),
     many("logRecords", 2, Kind::Message(&LOG_RECORD)),
+    many("logs", 2, Kind::Message(&LOG_RECORD)),
     one("schemaUrl", 3, Kind::Text),
 ]);
 static INSTRUMENTATION_SCOPE: Message = Message(&[
