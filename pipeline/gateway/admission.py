@@ -24,23 +24,27 @@ class Admission:
         self._queued_bytes = queued_bytes
         self._requests = 0
         self._held_bytes = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[int, int, asyncio.Future[None]]] = deque()  # asked for, held already
 
     def held(self) -> "Held":
         """A request's part, nothing as yet."""
         return Held(self)
 
-    def fits(self, size: int) -> bool:
-        """Whether `size` more bytes may be held. One request that is alone always may."""
-        held = self._held_bytes + self._queued_bytes()
-        return held + size <= self._max_bytes or held == 0
+    def fits(self, size: int, *, own: int = 0) -> bool:
+        """Whether `size` more bytes may be held by who holds `own`. One request that is alone always may."""
+        others = self.beside(own)
+        return others + own + size <= self._max_bytes or others == 0
+
+    def beside(self, own: int) -> int:
+        """The bytes in memory that are not of who holds `own`."""
+        return self._held_bytes + self._queued_bytes() - own
 
     def room_made(self) -> None:
         """Let in who waits, first come first served."""
         while self._waiting:
-            size, admitted = self._waiting[0]
+            size, own, admitted = self._waiting[0]
             if not admitted.done():
-                if not self.fits(size):
+                if not self.fits(size, own=own):
                     return
                 self._held_bytes += size
                 admitted.set_result(None)
@@ -73,11 +77,12 @@ class Held:
     async def reserve(self, size: int) -> None:
         """Wait until `size` bytes fit into memory beside the others; raise Unavailable where that takes too long."""
         admission = self._admission
-        if not admission._waiting and admission.fits(size):
+        alone = admission.beside(self._bytes) == 0  # who waits then waits for this one
+        if alone or (not admission._waiting and admission.fits(size, own=self._bytes)):
             admission._held_bytes += size
         else:
             admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            admission._waiting.append((size, admitted))
+            admission._waiting.append((size, self._bytes, admitted))
             try:
                 async with asyncio.timeout(WAIT_S):
                     await admitted

@@ -73,6 +73,28 @@ def test_a_request_larger_than_the_limit_passes_alone() -> None:
     run(scenario)
 
 
+def test_it_passes_alone_in_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds itself keeps it out as little as those who wait for it to end."""
+    monkeypatch.setattr(admission, "WAIT_S", 0.5)
+
+    async def scenario(room: Admission) -> None:
+        async def small() -> None:
+            with room.held() as held:
+                await held.reserve(10)
+
+        with room.held() as held:
+            await held.reserve(95)
+            waiting = asyncio.create_task(small())
+            await asyncio.sleep(0.01)
+            for size in (60, 1000, 0):
+                async with asyncio.timeout(0.1):
+                    await held.reserve(size)
+        await waiting
+        assert room.fits(100)
+
+    run(scenario)
+
+
 def test_messages_that_nobody_acknowledged_take_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """And who waits for longer than the limit is told so, and leaves nothing behind."""
     monkeypatch.setattr(admission, "WAIT_S", 0.05)
