@@ -152,6 +152,25 @@ def test_a_sum_that_no_double_holds_is_infinite(
         assert each == pytest.approx(sums, rel=1e-15, nan_ok=True)
 
 
+@pytest.mark.parametrize("switch", [datetime.datetime(2026, 3, 29), datetime.datetime(2026, 10, 25)])
+def test_a_day_has_24_hours_in_every_time_zone(
+    plain: PostgresSettings, plain_database: psycopg.Connection, switch: datetime.datetime
+) -> None:
+    """Rows are those of UTC for a reader in whose zone clocks change that day, before a refresh of his and after it."""
+    series = new_series(1)
+    day = switch.replace(tzinfo=datetime.UTC)
+    points: Points = {(day + n * HOUR, series[0]): float(n) for n in range(-24, 48)}
+    store(plain_database, points)
+    with connect(plain) as reader:
+        reader.execute("SET timezone = 'Europe/Berlin'")
+        for _ in range(2):
+            for view in VIEWS:
+                found = [(time.astimezone(datetime.UTC), *rest) for time, *rest in rows(reader, view, series)]
+                assert found == expected(points, view)
+            for n in range(-1, 2):
+                reader.execute("CALL refresh_metrics_rollups(%s, %s)", (day + 24 * n * HOUR, NOW))
+
+
 def test_the_writer_says_which_hours_changed(plain: PostgresSettings, plain_database: psycopg.Connection) -> None:
     """Points that a writer stores after a refresh, by either of its roads, are in the rollups; so are those of this hour."""
     service = new_service()
