@@ -64,7 +64,6 @@ def run_all(settings: Settings, now: datetime.datetime, only: StoreName | None =
 
 def _plan_postgres(settings: Settings, now: datetime.datetime) -> list[Change]:
     with connection.connect(settings.postgres) as connected, connection.translated():
-        connected.execute("SET TIME ZONE 'UTC'")
         if connected.execute("SELECT to_regclass('table_registry')").fetchone() == (None,):
             raise Misconfigured("PostgreSQL has no tables to maintain: run `pipeline migrate up` first.")
         own = registered.tables(connected)

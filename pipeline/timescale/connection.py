@@ -17,6 +17,10 @@ UndefinedTable = psycopg.errors.UndefinedTable
 CONNECT_TIMEOUT_S = 5
 # A server that vanished without a word is given up after a minute; the kernel's own waits are 15 minutes and 2 hours.
 VANISHED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+# What is read is the same whatever a database has as its defaults: psycopg takes no other style of dates, to Python
+# equal times of two zones differ in an hour that comes twice, and numbers have all of their digits. Statements of the
+# session: poolers refuse most of what a connection asks for as it begins.
+STYLE = "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET extra_float_digits = 1"
 # Classes: connection, insufficient resources, system error (a full or failing disk). Codes: serialization failure,
 # deadlock, read-only (a fail-over), shutdowns and crashes, lock or statement timeout.
 WORLD_CLASSES = frozenset({"08", "53", "58"})
@@ -35,13 +39,15 @@ DECOMPRESSION_LIMIT = "53400"
 
 
 def connect(settings: PostgresSettings) -> psycopg.Connection:
-    """A connection in autocommit mode: transactions are opened by name.
+    """A connection in autocommit mode, of which every time is UTC: transactions are opened by name.
 
     Raises Unavailable where the server does not answer or does not let us in, Misconfigured where the DSN is none.
     """
     defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "pipeline", **VANISHED}
     with translated():
-        return psycopg.connect(**{**defaults, **parameters(settings)}, autocommit=True)
+        connected = psycopg.connect(**{**defaults, **parameters(settings)}, autocommit=True)
+        connected.execute(STYLE)
+        return connected
 
 
 def parameters(settings: PostgresSettings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What PostgreSQL's failures mean, raised by a real server."""
 
+import datetime
 import socket
 
 import psycopg
@@ -85,3 +86,27 @@ def test_a_server_that_vanishes_is_noticed(postgres: str, said: str, idle_s: int
         assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle_s
         assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
         wire.detach()
+
+
+def test_defaults_of_a_server_change_nothing_that_is_read(postgres_settings: PostgresSettings) -> None:
+    """Times, intervals and every digit of a number are the same where the database has another style and zone."""
+    for style in ("timezone = 'Europe/Berlin'", "datestyle = 'SQL, DMY'", "intervalstyle = 'iso_8601'"):
+        alter(postgres_settings, style)
+    alter(postgres_settings, "extra_float_digits = 0")
+    with connect(postgres_settings) as connection:
+        found = connection.execute(
+            "SELECT '2026-10-25 01:30:00+00'::timestamptz, date_trunc('day', '2026-10-25 23:30:00+00'::timestamptz),"
+            " interval '36 days', float8 '0.1' + float8 '0.2'"
+        ).fetchone()
+    assert found == (
+        datetime.datetime(2026, 10, 25, 1, 30, tzinfo=datetime.UTC),
+        datetime.datetime(2026, 10, 25, tzinfo=datetime.UTC),
+        datetime.timedelta(days=36),
+        0.1 + 0.2,
+    )
+
+
+def alter(settings: PostgresSettings, style: str) -> None:
+    with connect(settings) as connection:
+        database = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {database} SET {style}".encode())
