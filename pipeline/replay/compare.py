@@ -36,7 +36,8 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """The verdict in short."""
-        return [self.document["verdict"], *(f"  {line}" for line in self.document["findings"])]
+        document = self.document
+        return [document["verdict"], *(f"  {line}" for line in (*document["findings"], *document["expired"]))]
 
 
 def compare(folder: Folder, other: Folder | None, live: Settings, memory_bytes: int = MEMORY_BYTES) -> Comparison:
@@ -67,7 +68,7 @@ def compare(folder: Folder, other: Folder | None, live: Settings, memory_bytes: 
             held.enter_context(each.locked())
         asked = Asked(client, memory_bytes)
         letters = outside.read(asked, plan, (a, b))
-        told = {part.name: joined.judged(asked, part, (a, b)) for part in parts.of(_registered(asked))}
+        told = {part.name: joined.judged(asked, part, (a, b)) for part in parts.of(_registered(asked), live.retention)}
         joined.forget(asked)
     return Comparison(_document(plan, folder, other, {name: found for name, found in told.items() if found}, letters))
 
@@ -95,10 +96,12 @@ def _document(
     plan: Plan, folder: Folder, other: Folder | None, judged: dict[str, Any], letters: list[dict[str, Any]]
 ) -> dict[str, Any]:
     findings = [line for part, found in judged.items() for line in _findings(part, found["closure"])]
+    expired = [line for part, found in judged.items() for line in _expired(part, found["closure"])]
     records = _records(judged)
     b = other.plan.name if other else LIVE
+    but = ", but for what has expired" if expired else ""
     verdict = (
-        f"EQUAL: {plan.name} and {b} have the same {records:,} records, field by field; closure is exact."
+        f"EQUAL: {plan.name} and {b} have the same {records:,} records, field by field{but}; closure is exact."
         if not findings
         else f"DIFFERENT: {plan.name} and {b} are not the same over {records:,} records."
     )
@@ -106,6 +109,7 @@ def _document(
         "equal": not findings,
         "verdict": verdict,
         "findings": findings,
+        "expired": expired,
         "a": {"name": plan.name, "way": str(folder.way)},
         "b": {"name": b, "way": str(other.way) if other else LIVE},
         "window": {"from": iso(plan.start), "to": iso(plan.end), "where": plan.where},
@@ -140,6 +144,15 @@ def _findings(part: str, closure: dict[str, Any]) -> list[str]:
         "differ": "{:,} records differ in a field",
     }
     return [f"{part}: {text.format(closure[key])}." for key, text in words.items() if closure[key]]
+
+
+def _expired(part: str, closure: dict[str, Any]) -> list[str]:
+    return [
+        f"{part}: {closure[f'{s}_expired']:,} records of {s.upper()} have expired: their time is before what its"
+        " retention keeps."
+        for s in "ab"
+        if closure[f"{s}_expired"]
+    ]
 
 
 def _plain(value: Any) -> Any:

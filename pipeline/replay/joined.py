@@ -18,27 +18,29 @@ MOST_ROWS = 2_000  # of closure by minute, service and severity: those that do n
 ROW_BYTES = 1_000  # of memory for a row of a range, at most
 OTHER_WRITER = {"ch_writer": "pg_writer", "pg_writer": "ch_writer"}
 
-MISSING = "(in_input AND NOT in_{0} AND NOT dead_{0} AND NOT drop_{0})"
+MISSING = "(in_input AND NOT in_{0} AND NOT dead_{0} AND NOT drop_{0} AND NOT expired_{0})"
+ALONE = "(in_{0} AND NOT in_{1} AND NOT expired_{1})"
 CLOSURE = ", ".join(
     [
         "countIf(in_input) AS `in`",
         *(
             f"countIf(in_{s}) AS {s}_rows, countIf(dead_{s} AND NOT in_{s}) AS {s}_dead,"
             f" countIf(drop_{s} AND NOT in_{s} AND NOT dead_{s}) AS {s}_dropped,"
+            f" countIf(expired_{s} AND NOT dead_{s} AND NOT drop_{s}) AS {s}_expired,"
             f" countIf({MISSING.format(s)}) AS {s}_missing, countIf(in_{s} AND NOT in_input) AS {s}_extra,"
             f" countIf(twice_{s}) AS {s}_twice"
             for s in "ab"
         ),
-        "countIf(in_a AND NOT in_b) AS only_a",
-        "countIf(in_b AND NOT in_a) AS only_b",
+        f"countIf({ALONE.format('a', 'b')}) AS only_a",
+        f"countIf({ALONE.format('b', 'a')}) AS only_b",
         "countIf(differ) AS differ",
     ]
 )
 KINDS = {
     "a_missing": MISSING.format("a"),
     "b_missing": MISSING.format("b"),
-    "only_a": "in_a AND NOT in_b",
-    "only_b": "in_b AND NOT in_a",
+    "only_a": ALONE.format("a", "b"),
+    "only_b": ALONE.format("b", "a"),
     "a_extra": "in_a AND NOT in_input",
     "b_extra": "in_b AND NOT in_input",
 }
@@ -55,7 +57,8 @@ JOINED = """
     CREATE OR REPLACE TABLE replay_joined (
         key FixedString(16) CODEC(NONE), event_id FixedString(16), minute DateTime('UTC'),
         service LowCardinality(String), severity LowCardinality(String), label LowCardinality(String), in_input Bool,
-        in_a Bool, in_b Bool, dead_a Bool, dead_b Bool, drop_a Bool, drop_b Bool, twice_a Bool, twice_b Bool,
+        in_a Bool, in_b Bool, dead_a Bool, dead_b Bool, drop_a Bool, drop_b Bool, expired_a Bool, expired_b Bool,
+        twice_a Bool, twice_b Bool,
         reason_a LowCardinality(String), reason_b LowCardinality(String), differ Bool, error_a Bool, error_b Bool,
         value_a Nullable(Float64), value_b Nullable(Float64)
     ) ENGINE = MergeTree ORDER BY key SETTINGS index_granularity = 1024
@@ -64,13 +67,15 @@ JOINED = """
 JOIN = """
     INSERT INTO replay_joined
     SELECT key, if(id = toFixedString('', 16), key, id), minute, service, severity, label, in_input, in_a, in_b,
-        bitTest(sides, 3), bitTest(sides, 4), bitTest(sides, 5), bitTest(sides, 6), twice_a, twice_b,
-        reason_a, reason_b,
+        bitTest(sides, 3), bitTest(sides, 4), bitTest(sides, 5), bitTest(sides, 6),
+        in_input AND NOT in_a AND stands < {{since_a:Int64}}, in_input AND NOT in_b AND stands < {{since_b:Int64}},
+        twice_a, twice_b, reason_a, reason_b,
         in_a AND in_b AND digest_a != digest_b, error_a, error_b,
         if(isNaN(value_a), NULL, value_a), if(isNaN(value_b), NULL, value_b)
     FROM (
         SELECT key, max(r.event_id) AS id, groupBitOr(bitShiftLeft(toUInt8(1), side)) AS sides,
             bitTest(sides, 0) AS in_input, bitTest(sides, 1) AS in_a, bitTest(sides, 2) AS in_b,
+            anyIf(r.timestamp, side = 0) AS stands,
             if(in_input, anyIf(r.minute, side = 0), anyIf(r.minute, side IN (1, 2))) AS minute,
             if(in_input, anyIf(r.service, side = 0), anyIf(r.service, side IN (1, 2))) AS service,
             if(in_input, anyIf(r.severity, side = 0), anyIf(r.severity, side IN (1, 2))) AS severity,
@@ -87,7 +92,8 @@ JOIN = """
                 timestamp, received, digest, error, ifNull(value, nan) AS number
             FROM replay_rows WHERE {within}
             UNION ALL
-            SELECT 0, key, event_id, minute, toString(service), toString(severity), '', 0, 0, 0, false, 0
+            SELECT 0, key, event_id, minute, toString(service), toString(severity), '', timestamp, 0, 0, false,
+                0
             FROM replay_input WHERE part = {{part:String}} AND {within}
         ) AS r GROUP BY key
     ) WHERE {made}
@@ -123,7 +129,7 @@ def judged(asked: Asked, part: Part, sides: tuple[Side, Side]) -> dict[str, Any]
         ),
         "heat": asked.rows(
             "SELECT service, minute, countIf(in_a) AS a, countIf(in_b) AS b,"
-            " countIf(in_a != in_b OR differ) AS different FROM replay_joined"
+            f" countIf({ALONE.format('a', 'b')} OR {ALONE.format('b', 'a')} OR differ) AS different FROM replay_joined"
             " GROUP BY service, minute ORDER BY service, minute"
         ),
         "latency": asked.rows(
@@ -184,8 +190,9 @@ def _joined(asked: Asked, part: Part, sides: tuple[Side, Side], columns: Sequenc
     )
     made = " OR ".join(["in_input", *(f"in_{s}" for s, side in zip("ab", sides, strict=True) if not side.live)])
     ranges = _ranges(-(-int(total["rows"]) * ROW_BYTES // asked.memory_bytes))
+    since = {f"since_{s}": part.kept_since_ns(asked, side) for s, side in zip("ab", sides, strict=True)}
     for within in ranges:
-        asked.command(JOIN.format(within=within, made=made), part=part.name)
+        asked.command(JOIN.format(within=within, made=made), part=part.name, **since)
     return ranges
 
 

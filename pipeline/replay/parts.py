@@ -15,7 +15,7 @@ from psycopg import sql
 from pipeline.errors import Misconfigured
 from pipeline.replay.asked import Asked
 from pipeline.replay.tables import POINT_TABLES, SEVERITY, STATUS, point_key
-from pipeline.settings import KafkaSettings, PostgresSettings
+from pipeline.settings import KafkaSettings, PostgresSettings, RetentionSettings
 from pipeline.timescale import connection
 
 LIVE = "live"
@@ -31,6 +31,7 @@ ROWS = """
 """
 HASHES = "WITH [{hashes}] AS hashes SELECT {number}, {fields}, cityHash64(hashes), arrayMap(x -> toUInt32(x), hashes)"
 KEY_IS_ID = "toFixedString('', 16)"
+KEPT_DAYS = "(SELECT (metadata ->> 'retention_days')::bigint FROM table_registry WHERE name = %s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,10 @@ class Part(Protocol):
         """How these rows read, as texts, shortened."""
         ...
 
+    def kept_since_ns(self, asked: Asked, side: Side) -> int:
+        """From when on the side's retention keeps rows, by their time; 0 where it removes none."""
+        ...
+
 
 class Told(NamedTuple):
     """A table and what its rows are grouped by, as expressions of the store's SQL."""
@@ -113,15 +118,15 @@ SIGNAL_TABLES = {
 POINTS = {table: "value" if table == "metrics_points" else "sum" for table in POINT_TABLES.values()}
 
 
-def of(registered: Sequence[str]) -> Iterator[Part]:
-    """All parts: of the signals, and `registered`, by their names."""
+def of(registered: Sequence[str], retention: RetentionSettings) -> Iterator[Part]:
+    """All parts: of the signals, and `registered`, by their names; `retention` is live's."""
     for name, told in SIGNAL_TABLES.items():
         yield ClickHouse(name, told)
-    yield Postgres(
-        "postgres/events", Told("events", SEVERITY.format("severity_number"), "(severity_number >= 17)::int")
-    )
+    events = Told("events", SEVERITY.format("severity_number"), "(severity_number >= 17)::int")
+    yield Postgres("postgres/events", events, retention.events_days)
     for table, value in POINTS.items():
-        yield Postgres(f"postgres/{table}", Told(table, "type", value=value, label="metric_name"), keyed=True)
+        points = Told(table, "type", value=value, label="metric_name")
+        yield Postgres(f"postgres/{table}", points, retention.points_days, keyed=True)
     for name in registered:
         store, _, table = name.partition("/")
         told = Told(table, label=f"'{table}'", service="''")
@@ -182,6 +187,16 @@ class ClickHouse:
         )
         return {row["key"]: dict(zip(columns, row["texts"], strict=True)) for row in rows}
 
+    def kept_since_ns(self, asked: Asked, side: Side) -> int:
+        """By the table's own TTL, of which the longest interval is that of its removal."""
+        rows = asked.rows(
+            "SELECT toUnixTimestamp(now()) - 86400 * arrayMax(arrayMap(n -> toUInt32(n),"
+            " extractAll(engine_full, 'toIntervalDay\\((\\d+)\\)'))) AS since_s FROM system.tables"
+            " WHERE database = {database:String} AND name = {table:String} AND engine_full LIKE '%toIntervalDay(%'",
+            database=side.database, table=self._told.table,
+        )  # fmt: skip
+        return max(0, rows[0]["since_s"]) * 10**9 if rows else 0
+
 
 def _between(span: Span | None) -> str:
     if span is None:
@@ -201,12 +216,14 @@ class Postgres:
             label String, error Bool, value Nullable(Float64), digests Array(Int64)')
     """
 
-    def __init__(self, name: str, told: Told, *, keyed: bool = False) -> None:
+    def __init__(self, name: str, told: Told, kept_days: int | None = None, *, keyed: bool = False) -> None:
+        """Of a registered table the registry knows what `kept_days` are."""
         self.name = name
         self.keyed = keyed
         self.grouped_by = "metric" if told.label == "metric_name" else "service"
         self.valued = told.value != "NULL"
         self._told = told
+        self._kept_days = kept_days
         self._source = f'"{told.table}"' + (" JOIN metric_series USING (series_id)" if keyed else "")
 
     def columns(self, asked: Asked, sides: Sequence[Side]) -> list[str]:
@@ -254,6 +271,20 @@ class Postgres:
         with self._opened(side) as open_:
             found = [] if open_ is None else open_.execute(query.encode(), (keys, times)).fetchall()
         return {key: dict(zip(columns, said, strict=True)) for key, said in found}
+
+    def kept_since_ns(self, asked: Asked, side: Side) -> int:
+        """By the settings, or a registered table's declaration; of a sandbox nobody removes rows."""
+        if not side.live:
+            return 0
+        with self._opened(side) as open_:
+            if open_ is None:
+                return 0
+            kept = "%s::integer" if self._kept_days is not None else KEPT_DAYS
+            row = open_.execute(
+                f"SELECT (extract(epoch FROM now()))::bigint - 86400 * {kept}".encode(),
+                (self._kept_days if self._kept_days is not None else self._told.table,),
+            ).fetchone()
+        return max(0, row[0]) * 10**9 if row and row[0] else 0
 
     @property
     def _key(self) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 import uuid
 
 import fastavro
@@ -13,12 +14,16 @@ import psutil
 import psycopg
 import pytest
 from confluent_kafka import Producer
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from pipeline import clickhouse
+from pipeline import clickhouse, delivery, maintain, otlp
+from pipeline.agents.ch_writer import ClickHouseWriter
+from pipeline.agents.pg_writer import PostgresWriter
 from pipeline.kafka.admin import Cluster
 from pipeline.kafka.connection import configuration
 from pipeline.kafka.producer import Outbox, Outgoing
 from pipeline.kafka.reader import Message, Reader
+from pipeline.record import schema
 from pipeline.replay import changed, copy, drop, into_live, outside, place, plan
 from pipeline.replay.asked import Asked
 from pipeline.replay.folder import Folder, Way
@@ -26,7 +31,8 @@ from pipeline.replay.names import Sandbox
 from pipeline.replay.parts import LIVE, Side
 from pipeline.replay.where import Where
 from pipeline.settings import ClickHouseSettings
-from tests.replay.world import DEBUG_OF, ERROR_OF, MAIL_OF, MESSAGES, RECORDS, World
+from tests.contract.test_stores import gauges, new_service
+from tests.replay.world import DEBUG_OF, ERROR_OF, HOUR_NS, MAIL_OF, MESSAGES, PARTITIONS, RECORDS, World, iso
 
 RULE = '''
 import re
@@ -359,3 +365,62 @@ def test_two_names_are_never_one_sandbox(world: World) -> None:
     code, said = world.replay("plan", "--topics", "logs_raw", "--name", "twin1", *world.window)
     assert (code, "in use" in said, "pipeline replay drop twin-1" in said) == (2, True, True)
     drop.drop(Folder.of("twin-1", world.live), world.live)
+
+
+@pytest.mark.timeout(600)
+def test_what_retention_removed_from_live_has_expired(world: World) -> None:
+    """It is counted and is no difference, in both stores; what is lost of a time that live keeps is missing as ever."""
+    service = new_service()
+    begun_ns = time.time_ns()
+    for at_ns in (begun_ns - HOUR_NS, begun_ns - 200 * 24 * HOUR_NS):
+        errors = ExportLogsServiceRequest()
+        record = errors.resource_logs.add().scope_logs.add().log_records.add(time_unix_nano=at_ns, severity_number=17)
+        record.body.string_value = service
+        points = gauges(service, ("m", at_ns, 1.0))
+        messages = {
+            of: received(world, of, request.SerializeToString())
+            for of, request in (("logs", errors), ("metrics", points))
+        }
+        if at_ns > begun_ns - 2 * HOUR_NS:
+            for of, message in messages.items():
+                ClickHouseWriter(world.live.clickhouse, of).write([message])
+                PostgresWriter(world.live.postgres, of).write([message])
+    maintain.run_all(world.live, datetime.datetime.now(datetime.UTC), "clickhouse")
+    window = ("--from", iso(begun_ns), "--to", iso(time.time_ns()))
+    code, said = world.replay("plan", "--topics", "logs_raw,metrics_raw", "--name", "old-1", *window)
+    assert code == 0, said
+    world.run("old-1")
+
+    code, found = world.compared("old-1")
+    closures = {part: judged["closure"] for part, judged in found["signals"].items()}
+    assert (code, found["findings"]) == (0, [])
+    assert closures.keys() == {"logs", "metrics", "postgres/events", "postgres/metrics_points"}
+    for one in closures.values():
+        assert (one["in"], one["a_rows"], one["b_rows"], one["a_expired"], one["b_expired"]) == (2, 2, 1, 0, 1)
+    assert found["expired"] == [
+        f"{part}: 1 records of B have expired: their time is before what its retention keeps." for part in closures
+    ]
+
+    world.store.command(f"ALTER TABLE logs_events DELETE WHERE body = '{service}' SETTINGS mutations_sync = 1")
+    code, found = world.compared("old-1")
+    assert (code, found["findings"]) == (
+        1,
+        [
+            "logs: 1 records of B are neither stored, dead-lettered nor dropped.",
+            "logs: 1 records are in A alone.",
+        ],
+    )
+
+
+def received(world: World, of: schema.Signal, body: bytes) -> delivery.Message:
+    """What a gateway makes of one record now, in Kafka."""
+    now_ns = time.time_ns()
+    [group] = otlp.encode(of, body, otlp.Origin("default", "local", now_ns), partitions=PARTITIONS).groups
+    pairs = (("schema", schema.of(of).name.encode()), ("records", b"%d" % group.records))
+    message = delivery.Message(schema.topic(of), group.partition, now_ns, dict(pairs), group.value, pairs)
+    producer = Producer({"bootstrap.servers": world.live.kafka.bootstrap_servers, "log_level": 0})
+    producer.produce(
+        message.topic, message.value, partition=message.partition, timestamp=now_ns // 10**6, headers=list(pairs)
+    )
+    assert producer.flush(30) == 0
+    return message
