@@ -13,6 +13,7 @@ LEAST_WAIT_MS, MOST_WAIT_MS = 10, 250  # while much comes, within these
 GATHERED_OF_BATCH = 1 / 8  # of the time that a batch may wait
 BUSY_S = 1.0  # after the last that came
 NAP_S = 0.02
+SILENT_S = 10.0  # the group's coordinator is asked every 3 s
 
 
 def closed_is_broken() -> None:
@@ -95,3 +96,10 @@ def shorten_waits(consumer: Any, batch_within_s: float) -> None:
         return found
 
     consumer.sleep, consumer._getmany = nap, briefly
+
+
+def unheard(consumer: Any) -> bool:
+    """Whether no broker that we are connected to has answered within SILENT_S: Kafka is away, or frozen."""
+    since = time.monotonic() - SILENT_S
+    connections = list(consumer._thread._consumer._client._conns.values())
+    return not any(each.connected() and each._last_action > since for each in connections)

@@ -325,7 +325,11 @@ class _Agents:
         return {} if self._assignments else {"kafka": "no partitions assigned yet"}
 
     def _degraded(self) -> dict[str, str]:
-        return {topic: reason for topic, each in self._deliveries.items() for reason in each.waits.values()}
+        reasons = {topic: reason for topic, each in self._deliveries.items() for reason in each.waits.values()}
+        if self._assignments and consumers.unheard(self._app.consumer):
+            servers = self._settings.kafka.bootstrap_servers
+            reasons["kafka"] = f"Kafka at {servers} does not answer: nothing is read until it does"
+        return reasons
 
     def _watch_offsets(self, consumer: Any) -> None:
         """Put ourselves between Faust, which would skip or crash, and what aiokafka says of offsets."""

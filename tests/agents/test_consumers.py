@@ -1,13 +1,19 @@
 """What a writer asks of a broker."""
 
 import asyncio
+import contextlib
+import json
 import time
+import urllib.request
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.agents import consumers
+from pipeline.local import Stack
+from tests.agents.process import Process, until
 
 
 @pytest.mark.parametrize(("batch_within_s", "gathered_ms"), [(0.25, 31), (2.0, 250), (60.0, 250), (0.001, 10)])
@@ -43,3 +49,37 @@ def test_a_broker_gathers_while_messages_come(batch_within_s: float, gathered_ms
         now = time.monotonic()
         later.setattr(time, "monotonic", lambda: now + consumers.BUSY_S + 0.1)
         assert asked() == at_first
+
+
+@pytest.mark.timeout(180)
+def test_readyz_names_kafka_while_it_is_frozen_or_gone(writer: Process, stack: Stack) -> None:
+    """A writer stays ready, says under `degraded` that Kafka does not answer, and no longer when it does again."""
+    port = writer.settings.pg_writer.health_port
+    said: dict[str, Any] = {}
+
+    def ready(degraded: str) -> bool:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer,
+        ):
+            said.update(json.load(answer))
+            return said["degraded"].keys() == {*degraded.split()}
+        return False
+
+    writer.start()
+    until(lambda: ready(""), "never ready")
+    [pid] = [row["pid"] for row in stack.status()["processes"] if row["name"] == "kafka"]
+    broker = psutil.Process(pid)
+    try:
+        broker.suspend()
+        until(lambda: ready("kafka"), "nothing said of a frozen Kafka", 30)
+        assert writer.settings.kafka.bootstrap_servers in said["degraded"]["kafka"]
+        broker.resume()
+        until(lambda: ready(""), "still said of a Kafka that answers")
+        stack.stop(["kafka"])
+        until(lambda: ready("kafka"), "nothing said of a Kafka that is gone", 30)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            broker.resume()
+        stack.start(["kafka"])
+    until(lambda: ready(""), "still said of a Kafka that is back")
