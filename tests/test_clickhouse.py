@@ -2,6 +2,7 @@
 
 import asyncio
 import http.server
+import re
 import socket
 import threading
 import time
@@ -115,6 +116,31 @@ def test_what_others_do_to_an_insert_is_the_worlds_fault(
     [error] = raised
     assert isinstance(error, Unavailable)
     assert "QUERY_WAS_CANCELLED" in str(error)
+
+
+class Hangs(http.server.BaseHTTPRequestHandler):
+    """Ends every connection without an answer."""
+
+    def do_POST(self) -> None:
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_server_that_does_not_answer_is_told_in_a_sentence() -> None:
+    """Its address and the cause, whatever stands there, and nothing of how the client asked."""
+    [port] = free_ports(1)
+    said = {
+        f"http://127.0.0.1:{port + 1}": "Connection refused",
+        f"https://127.0.0.1:{port}": r"\[SSL: \S+\] .*",
+        f"http://127.0.0.1:{port}": "Remote end closed connection without response",
+        "http://nowhere.invalid:8123": r".*[Nn]ame.*",
+    }
+    with http.server.HTTPServer(("127.0.0.1", port), Hangs) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for url, cause in said.items():
+            with pytest.raises(Unavailable) as raised:
+                clickhouse.connect(ClickHouseSettings(url=url))
+            assert re.fullmatch(rf"ClickHouse: {re.escape(url)} does not answer: {cause}\.", str(raised.value))
+        server.shutdown()
 
 
 def test_who_cannot_get_in_is_told_why(clickhouse_settings: ClickHouseSettings) -> None:

@@ -55,6 +55,7 @@ DATA = {
 }  # fmt: skip
 ACCESS_DENIED = 497  # its text names the grant
 STD_EXCEPTION = 1001  # not ClickHouse's own; its Avro reader raises such, and so do file systems
+UNANSWERED = re.compile(r" executing HTTP request attempt \d+ \((\S+)\)$")  # how the client ends what it says of that
 PROXY_STATUS = re.compile(r"HTTP status (429|50[0-4])\b")  # of an answer that is not from ClickHouse
 QUERY_SETTINGS = {
     # An insert may touch any number of days: partitions are days, and clients send what they have kept. By default the
@@ -123,5 +124,12 @@ def fault(error: exceptions.Error) -> type[PipelineError] | None:
 
 
 def sentence(error: exceptions.Error) -> str:
-    """What the server or the client says, in one line."""
-    return " ".join(str(error).split()).rstrip(".") + "."
+    """What the server or the client says, in one line; of a server that does not answer no more than the cause."""
+    text = " ".join(str(error).split()).rstrip(".")
+    unanswered = UNANSWERED.search(text)
+    if unanswered:
+        cause: BaseException = error
+        while inner := cause.__cause__ or next((one for one in cause.args if isinstance(one, Exception)), None):
+            cause = inner
+        text = f"{unanswered[1]} does not answer: {getattr(cause, 'strerror', None) or cause}"
+    return f"{text}."
