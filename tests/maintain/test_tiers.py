@@ -16,8 +16,10 @@ from clickhouse_connect.driver.client import Client
 from moto.server import ThreadedMotoServer
 
 from pipeline import clickhouse, maintain, migrations
+from pipeline.audit.stores import ClickHouse
+from pipeline.audit.window import Window
 from pipeline.clickhouse import registered
-from pipeline.errors import Misconfigured
+from pipeline.errors import Misconfigured, Unavailable
 from pipeline.local import servers
 from pipeline.local.processes import Runner
 from pipeline.settings import ROOT, ClickHouseSettings, LocalSettings, RetentionSettings, Settings
@@ -34,16 +36,22 @@ LONG = {"logs_days": 400, "traces_days": 400, "clickhouse_points_days": 400, "cl
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """URL of an empty bucket."""
+def s3() -> Iterator[ThreadedMotoServer]:
+    """It keeps what it has while it is stopped."""
     [port] = free_ports(1)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it tells every request
     server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()
-    url = f"http://127.0.0.1:{port}/cold"
-    urllib.request.urlopen(urllib.request.Request(url, method="PUT")).close()
-    yield url
+    yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: ThreadedMotoServer) -> str:
+    """URL of an empty bucket."""
+    url = f"http://127.0.0.1:{s3._port}/cold"
+    urllib.request.urlopen(urllib.request.Request(url, method="PUT")).close()
+    return url
 
 
 class Tiered:
@@ -169,6 +177,32 @@ def test_no_insert_waits_for_another_disk(tiered: Tiered) -> None:
     while (found := disks(client, "logs_events")[50]) != "cold":
         assert time.monotonic() < deadline, found
         time.sleep(0.1)
+    client.close()
+
+
+@pytest.mark.timeout(120)
+def test_who_reads_cold_rows_while_s3_is_away_is_told(tiered: Tiered, s3: ThreadedMotoServer) -> None:
+    """The audit hears of S3 within half a minute, and reads the rows once S3 is back."""
+    client = clickhouse.connect(tiered.settings.clickhouse)
+    tiered.maintained()
+    insert(client, "logs", log(time=NOW_NS - 60 * DAY_NS, received_time=NOW_NS, event_id=bytes([60] * 16)))
+    deadline = time.monotonic() + 60
+    while disks(client, "logs_events")[60] != "cold":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    audited, everything = ClickHouse(tiered.settings, "logs", "logs_events"), Window(None, None)
+    rows = sum(len(each.ids) for each in audited.rows(everything))
+    client.command("SYSTEM DROP MARK CACHE")
+    s3.stop()
+    try:
+        asked = time.monotonic()
+        with pytest.raises(Unavailable, match="S3"):
+            list(audited.rows(everything))
+        assert time.monotonic() - asked < 30
+    finally:
+        s3.start()
+    assert sum(len(each.ids) for each in audited.rows(everything)) == rows
+    audited.close()
     client.close()
 
 
