@@ -62,6 +62,9 @@ def differences(old: Table, new: Declaration) -> list[str]:
     fixed = [name for name in ("name", "stores", "keys", "order", "time") if getattr(old, name) != getattr(new, name)]
     if fixed:
         raise Misconfigured([f"{name}: never changes; register another table." for name in fixed])
+    kept = [column.name for column in old.columns if column in new.columns]
+    if kept != [column.name for column in new.columns if column in old.columns]:
+        raise Misconfigured(f"schema.fields: their order never changes; put these first, so: {', '.join(kept)}.")
     lines = [f"add {column_line(column)}" for column in new.columns if column not in old.columns]
     lines += [f"remove {column_line(column)}" for column in old.columns if column not in new.columns]
     lines += [

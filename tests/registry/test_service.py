@@ -158,6 +158,12 @@ def test_the_command_speaks_it(registry: Registry, tmp_path: Any) -> None:
     assert "service string" in command(registry, "register", str(file), "--by", "ann").stdout
     assert "already" in command(registry, "register", str(file), "--yes", code=2).stderr
     assert "Nothing to do" in command(registry, "evolve", str(file)).stdout
+    backwards = made.deployments()
+    names = [field["name"] for field in backwards["schema"]["fields"]]
+    backwards["schema"] = backwards["schema"] | {"fields": backwards["schema"]["fields"][::-1]}
+    file.write_text(json.dumps(backwards))
+    told = command(registry, "evolve", str(file), code=2).stderr
+    assert f"order never changes; put these first, so: {', '.join(names)}." in told
     file.write_text(json.dumps(made.deployments(schema=made.with_fields(made.deployments(), ADDED), owner="ops")))
     done = command(registry, "evolve", str(file), "--yes").stdout
     assert "add region_name string" in done
