@@ -18,6 +18,7 @@ import psutil
 from pipeline.errors import Misconfigured, Unavailable
 
 LOG_TAIL_BYTES = 1500
+LOG_BYTES = 100 * 1024 * 1024  # a process that starts puts a larger log aside
 GONE_WITHIN_S = 10.0
 
 
@@ -67,7 +68,10 @@ class Runner:
         self._run.mkdir(parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        with self.log(process.name).open("ab") as log:
+        path = self.log(process.name)
+        if path.exists() and path.stat().st_size > LOG_BYTES:
+            path.replace(path.with_name(f"{path.name}.1"))
+        with path.open("ab") as log:
             child = subprocess.Popen(
                 process.command,
                 stdin=subprocess.DEVNULL,

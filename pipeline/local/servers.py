@@ -199,7 +199,7 @@ def clickhouse_port(settings: ClickHouseSettings) -> int:
 
 def wipe(local: LocalSettings) -> None:
     """Remove the data of all servers; what was fetched stays."""
-    for folder in ("kafka", "clickhouse", "mirror_maker", "spool", "log", "run"):
+    for folder in ("kafka", "clickhouse", "mirror_maker", "spool", "replay", "log", "run"):
         shutil.rmtree(local.home / folder, ignore_errors=True)
     postgres_home = _enterable(local.home / "postgres")
     shutil.rmtree(postgres_home, ignore_errors=True)

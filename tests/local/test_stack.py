@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from pipeline import clickhouse as clickhouse_door
 from pipeline.errors import Misconfigured
 from pipeline.kafka.admin import Cluster
-from pipeline.local import NAMES, Stack
+from pipeline.local import NAMES, Stack, processes
 from pipeline.local.stack import SERVERS
 from pipeline.settings import PREFIX, LocalSettings, PostgresSettings, Settings, as_environment
 from pipeline.timescale import connection as timescale_door
@@ -287,18 +287,39 @@ def test_a_recycled_pid_is_not_taken_for_ours(idle: Settings) -> None:
 
 
 def test_wipe_removes_data_and_keeps_what_was_fetched(idle: Settings) -> None:
-    """After `wipe` a server starts empty; the parts are still there."""
+    """After `wipe` a server starts empty, and no sandbox is left of it; the parts are still there."""
     stack = Stack(idle, print)
+    (idle.replay.directory / "rule-42").mkdir(parents=True)
     stack.start(["clickhouse"])
     write_clickhouse(idle)
     parts = set(idle.local.parts.glob("*"))
     stack.wipe()
     assert pids(idle) == {}
+    assert not idle.replay.directory.exists()
     assert set(idle.local.parts.glob("*")) == parts
     stack.start(["clickhouse"])
     client = clickhouse_door.connect(idle.clickhouse)
     assert client.query("SHOW TABLES").result_rows == []
     client.close()
+
+
+def test_a_log_that_has_grown_is_begun_anew(idle: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that starts puts a large log aside, in the place of the one before it, and adds to a smaller one."""
+    monkeypatch.setattr(processes, "LOG_BYTES", 10)
+    runner = processes.Runner(idle.local.home)
+    log = runner.log("said")
+    for text in ("first, long", "second", "third, long", "fourth"):
+        child = processes.Process(
+            "said", ["sh", "-c", f"echo {text}; exec sleep 60"], lambda text=text: said(text, log)
+        )
+        runner.start(child)
+        runner.stop("said")
+    assert log.read_text() == "fourth\n"
+    assert log.with_name("said.log.1").read_text() == "second\nthird, long\n"
+
+
+def said(text: str, log: pathlib.Path) -> None:
+    assert text in log.read_text()
 
 
 @pytest.mark.parametrize("how", ["TLS", "TLS, health_port", "TLS, client certificates"])
