@@ -174,7 +174,7 @@ def _answered(
             answer = running.function(records[number])
         except Unavailable:
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit, a panic of Rust's
             bad[number] = why(running.agent, error)
         else:
             yield number, answer
@@ -194,7 +194,7 @@ def _of_batch(
             _demand_answers(agent, found, len(part))
         except Unavailable:
             raise
-        except Exception as error:
+        except BaseException as error:
             reason = str(error) if isinstance(error, Rejected) else why(agent, error)
             if agent.aggregates:
                 raise Rejected(reason) from error

@@ -1,5 +1,6 @@
 """What an agent makes of a message: identity, order, provenance, and what becomes of records that it cannot take."""
 
+import asyncio
 import hashlib
 import io
 import subprocess
@@ -176,6 +177,24 @@ def test_a_record_that_fails_leaves_its_neighbours_alone() -> None:
     left = remainder(came, found.failed)
     assert left.headers["records"] == b"1"
     assert [one["event_id"] for one in fastavro.reader(io.BytesIO(left.value))] == [b"\1" * 16]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("failure", [SystemExit("bye"), asyncio.CancelledError("bye"), pytest.skip.Exception("bye")])
+def test_what_ends_a_program_ends_no_agent(batch: bool, failure: BaseException) -> None:
+    """A library that calls sys.exit, or a panic of Rust's, is a failure like others, with file and line."""
+
+    @agent(reads="logs_raw", writes="logs_norm", version=1, batch=batch)
+    def exits(given: Any) -> Any:
+        if "bad" in [each.body for each in (given if batch else [given])]:
+            raise failure
+        return given
+
+    found = made(exits, of(LogRecord(body="a"), LogRecord(body="bad")))
+    assert [one["body"] for one in emitted(found, "logs_norm")] == ["a"]
+    [failed] = found.failed
+    assert failed.reason.startswith(f"{__file__}:")
+    assert failed.reason.endswith(f"{type(failure).__name__}: bye")
 
 
 @pytest.mark.parametrize(
