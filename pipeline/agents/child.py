@@ -57,16 +57,20 @@ def main(connection: Connection, page: mmap.mmap) -> None:
         connection.send(Failure(type(error), str(error)))
         return
     connection.send(None)
+    os.register_at_fork(after_in_child=connection.close)  # or its answers would be taken for ours, and its life
     function = running.function
     alone = running._replace(function=lambda records: [function([record])[0] for record in records])
 
     def progress(number: int) -> None:
+        _end_a_copy(connection)
         NUMBER.pack_into(page, 0, number)
 
     try:
         while True:
             task: Task = connection.recv()
-            connection.send(_answer(alone if task.alone else running, task, progress))
+            answer = _answer(alone if task.alone else running, task, progress)
+            _end_a_copy(connection)
+            connection.send(answer)
             progress(NO_RECORD)
     except (EOFError, ConnectionError):
         stop()
@@ -104,8 +108,15 @@ def run() -> None:
     os._exit(0)  # whatever threads the agent left
 
 
+def _end_a_copy(connection: Connection) -> None:
+    """Of this process, which the function has forked and which came back from it, as by an exception."""
+    if connection.closed:
+        print("A process that an agent's function forked came back from it: let it end by os._exit.", file=sys.stderr)
+        os._exit(1)
+
+
 def _end_with_parent(pipe: int) -> None:
-    """By a signal, when the other end is closed: a function that never ends, or holds the interpreter, reads no end of
-    a connection."""
-    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    """By a signal to us and what the function has started, when the other end is closed: a function that never ends, or
+    holds the interpreter, reads no end of a connection."""
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO: nothing is ever sent

@@ -4,8 +4,12 @@ A function that never ends, holds the interpreter, eats memory or kills its proc
 killed and started again, and the record that it was at is told.
 """
 
+import contextlib
 import mmap
 import os
+import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -83,11 +87,7 @@ class Isolated:
         process, connection = self._child
         self._child = None
         connection.close()
-        try:
-            process.wait(STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _left(process)
 
     def _ask(self, task: Task) -> Made:
         process, connection = self._child = self._child or self._start()
@@ -97,9 +97,9 @@ class Isolated:
             self._wait(process, connection)
             answer: Made | Failure = connection.recv()
         except (EOFError, OSError):
-            code = process.wait()
             self._child = None
-            raise self._gone(f"its process ended with {_said(code)}", surely=False) from None
+            connection.close()
+            raise self._gone(f"its process {_left(process)}", surely=False) from None
         if time.monotonic() - self._looked_s > LOOK_S and self._too_large(process):
             metrics.AGENT_RECYCLED.labels(self._agent.name).inc()
             log.warning("an agent's process is over its memory, starting it anew", agent=self._agent.name)
@@ -143,17 +143,18 @@ class Isolated:
         if self._child is not None:
             process, connection = self._child
             self._child = None
-            process.kill()
-            process.wait()
+            _kill(process)
             connection.close()
 
     def _start(self) -> "tuple[subprocess.Popen[bytes], Connection]":
         ours, theirs = Pipe()
+        _give_up_after(self._own.record_within_s, ours)
         descriptors = theirs.fileno(), self._file.fileno(), self._theirs.fileno()
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", "from pipeline.agents.child import run; run()", *map(str, descriptors)],
                 pass_fds=descriptors, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                process_group=0,  # with what the function starts
             )  # fmt: skip
         try:
             ours.send((self._agent.file, self._agent.name, self._settings, self._topics))
@@ -163,14 +164,36 @@ class Isolated:
                 else Failure(Unavailable, f"{self._agent.name} did not start within {START_WITHIN_S:.0f} s.")
             )
         except (EOFError, OSError):
-            failure = Failure(Unavailable, f"{self._agent.name} ended with {_said(process.wait())} while it started.")
+            failure = Failure(Unavailable, f"{self._agent.name} {_left(process)} while it started.")
         if failure is not None:
-            process.kill()
-            process.wait()
+            _kill(process)
             ours.close()
             raise failure.kind(failure.reason)
         return process, ours
 
 
-def _said(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+def _give_up_after(seconds: float, connection: Connection) -> None:
+    """Reading and writing fail where the other end does neither for so long: a whole message is not sent at once."""
+    time_s = struct.pack("@ll", int(seconds) + 1, 0)
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            same.setsockopt(socket.SOL_SOCKET, option, time_s)
+
+
+def _left(process: "subprocess.Popen[bytes]") -> str:
+    """How a process ends that speaks no more; one that goes on all the same is killed."""
+    try:
+        code = process.wait(STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        return "answered no more"
+    else:
+        return f"ended with signal {-code}" if code < 0 else f"ended with exit code {code}"
+    finally:
+        _kill(process)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """The process, and what the function has started and left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.agents import isolated
 from pipeline.agents.isolated import Isolated
 from pipeline.agents.load import of_file, settings_of
 from pipeline.delivery import Message
@@ -176,7 +177,77 @@ def test_a_machine_that_stands_still_is_no_records_fault(start: Start, tmp_path:
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as asking:
         until((tmp_path / "odd.py.began").exists, "the function runs")
         time.sleep(0.5)
-        os.killpg(asking.pid, signal.SIGSTOP)
-        time.sleep(6)
-        os.killpg(asking.pid, signal.SIGCONT)
+        groups = asking.pid, psutil.Process(asking.pid).children()[0].pid
+        for what, pause_s in ((signal.SIGSTOP, 6), (signal.SIGCONT, 0)):
+            for group in groups:
+                os.killpg(group, what)
+            time.sleep(pause_s)
         assert asking.communicate()[0] == b"[]\n"
+
+
+def test_a_copy_that_a_function_forked_answers_nothing(start: Start) -> None:
+    """It comes back from the function, as after an exception, and ends there: the next message gets its own answer."""
+    odd = start('import os\nif record.body == "fork" and not os.fork(): raise ValueError("in the copy")\nreturn record')
+    for texts in (["fork", "fork", "a"], ["b"], ["c", "d"]):
+        made = odd.transform(bodies(*texts))
+        assert [each["body"] for each in emitted(made, "logs_norm")] == texts
+        assert not made.failed
+
+
+@pytest.mark.parametrize("end", ["close", "kill -9", "exit", "in time"])
+def test_what_a_function_starts_ends_with_its_process(start: Start, tmp_path: pathlib.Path, end: str) -> None:
+    """Programs that it left behind, however its process ends."""
+    body = 'import subprocess, os\nchild = subprocess.Popen(["sleep", "3600"])\n'
+    body += 'open(__file__ + ".pid", "a").write(f"{child.pid} ")\n'
+    odd = start(
+        body + {"exit": "os._exit(3)", "in time": "time.sleep(3600)"}.get(end, "return record"), record_within_s=1
+    )
+    if end == "kill -9":
+        code = ASKS + "\nimport time; time.sleep(3600)"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "odd.py"), "3600"], stdout=subprocess.PIPE
+        ) as asking:
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == b"[]\n"
+            asking.kill()
+    else:
+        odd.transform(bodies("a"))
+        odd.close()
+    left = [int(pid) for pid in (tmp_path / "odd.py.pid").read_text().split()]
+    assert left
+    try:
+        until(lambda: not any(_runs(pid) for pid in left), "what it started ends", 10)
+    finally:
+        for pid in filter(_runs, left):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import os; os.closerange(3, 1000); time.sleep(3600)",
+        "import os, signal, threading\n"
+        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()\n"
+        "return record",
+    ],
+)
+def test_a_process_that_answers_no_more_is_stopped(start: Start, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """One that closed its connection, or stands still with a large message on its way: told, and never waited for."""
+    monkeypatch.setattr(isolated, "STOP_WITHIN_S", 1.0)
+    odd = start(f'if record.body != "bad": return record\n{body}', record_within_s=1.0)
+    large = ["x" * 400_000] * 2
+    for texts in (["a", "bad"], large, ["b"]):
+        try:
+            made = odd.transform(bodies(*texts))
+        except Rejected as reason:
+            assert "answered no more" in str(reason)  # noqa: PT017 - or it is answered
+        else:
+            assert {each.number for each in made.failed} <= {texts.index("bad") if "bad" in texts else None}
+        time.sleep(0.5)
