@@ -2,6 +2,7 @@
 
 import inspect
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pipeline.record.records import Record
 from pipeline.record.schema import Signal
 
 LARGEST_VERSION = 99
+NAME = re.compile(r"[\w.-]{1,100}")  # it is in the names of a group, of settings and of folders
 RESERVED = frozenset({"gateway", "pg_writer", "ch_writer", "otlp_writer"})
 SettingsT = TypeVar("SettingsT")
 StateT = TypeVar("StateT")
@@ -128,6 +130,8 @@ def agent(  # noqa: PLR0913 - what an agent is
                 (f"{function.__name__} aggregates, so it must take a batch.", aggregates and not batch),
                 (f"{function.__name__} is async; it has a process of its own and may just wait.",
                     inspect.iscoroutinefunction(function)),
+                (f"{function.__name__} has a yield; let it return a list of records.",
+                    inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)),
             )
             if is_one
         ]  # fmt: skip
@@ -147,8 +151,10 @@ def _topics(writes: Any) -> tuple[Any, ...]:
 
 def _of_names(name: Any, reads: Any, topics: tuple[Any, ...]) -> list[str]:
     """What an agent or its topics cannot be called."""
-    if not isinstance(name, str):
-        return [f'{name!r} is no name for an agent: write a text, as "mask".']
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return [
+            f'{name!r} is no name for an agent: write a text of 100 letters, digits, _, - and . at most, as "mask".'
+        ]
     problems = [f"{name} is a name of the platform's; choose another."] if name in RESERVED else []
     problems += [] if topics else [f"{name} writes no topic."]
     return problems + [

@@ -153,7 +153,8 @@ class Isolated:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", "from pipeline.agents.child import run; run()", *map(str, descriptors)],
-                pass_fds=descriptors, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                pass_fds=descriptors, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL, stdout=sys.stderr,  # our own stdout may be somebody's JSON
                 process_group=0,  # with what the function starts
             )  # fmt: skip
         try:

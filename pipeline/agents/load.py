@@ -1,6 +1,8 @@
 """Agents' files: imported one by one, so that a bad one says why and the others go on."""
 
+import contextlib
 import importlib.util
+import os
 import pathlib
 import sys
 import traceback
@@ -48,7 +50,7 @@ def load(paths: Sequence[pathlib.Path]) -> Loaded:
 
 def of_file(path: pathlib.Path) -> list[Agent]:
     """The agents that one file makes; raises Misconfigured where it does not import or makes none."""
-    path = path.resolve()
+    path = pathlib.Path(os.path.realpath(path))  # resolve() raises where links go round
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))  # what lies beside it is its own
     spec = importlib.util.spec_from_file_location(f"agents_of_{path.stem}", path)
@@ -57,7 +59,8 @@ def of_file(path: pathlib.Path) -> list[Agent]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # our own stdout may be somebody's JSON
+            spec.loader.exec_module(module)
     except Misconfigured:
         raise
     except SyntaxError as error:

@@ -18,6 +18,7 @@ from pipeline.settings import ROOT, RoutesSettings, Settings
 
 HEAD = "from pipeline.agents import LogRecord, agent, drop\n\n"
 ONE = '@agent(reads="logs_raw", writes="logs_norm", version=1)\n'
+NO_NAME = 'is no name for an agent: write a text of 100 letters, digits, _, - and . at most, as "mask".'
 NOWHERE = {"PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 DECLARED = {
     name: signal
@@ -120,6 +121,24 @@ def test_a_file_of_no_text_is_named(tmp_path: pathlib.Path) -> None:
     assert "null bytes" in problem
 
 
+def test_a_link_that_goes_round_is_named(tmp_path: pathlib.Path) -> None:
+    """One among good files, which are loaded."""
+    folder(tmp_path, good=f"{ONE}def good(record): return record\n")
+    (tmp_path / "round.py").symlink_to("round.py")
+    found = load([tmp_path, tmp_path / "round.py"])
+    assert list(found.agents) == ["good"]
+    assert f"{tmp_path}/round.py:1: does not import: OSError: [Errno 40] Too many" in found.problems[0]
+
+
+def test_what_an_agent_prints_is_not_what_a_command_answers(tmp_path: pathlib.Path) -> None:
+    """At its import and for each record: `--json` is JSON."""
+    folder(tmp_path, prints=f'print("imported")\n{ONE}def prints(record):\n    print("seen")\n    return record\n')
+    for verb, seen in ("list", "imported"), ("test", "seen"):
+        done = command(verb, str(tmp_path), "--json", cwd=tmp_path)
+        assert [each["agent"] for each in json.loads(done.stdout)] == ["prints"]
+        assert seen in done.stderr
+
+
 def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) -> None:
     """A file that does not import, one without an agent, two of one name, a version or form that cannot be: each with
     file and line, and the good one is loaded."""
@@ -140,6 +159,9 @@ def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) ->
         moved=f"{ONE}def moved(record): return record\nother = moved.between(3, reads='logs_raw', writes='logs_norm')\n",
         none_given=f"{ONE}def none_given(): return None\n",
         too_many=f"{ONE}def too_many(record, context, more): return None\n",
+        yields=f"{ONE}def yields(record): yield record\n",
+        nameless='no = agent(reads="logs_raw", writes="logs_norm", version=1)(lambda record: record)\n',
+        long_name=f"{ONE}def {'n' * 101}(record): return record\n",
         a_settings='@agent(reads="a", writes="b", version=1, settings=dict)\ndef a_settings(record): return record\n',
     )
     found = load([tmp_path])
@@ -149,7 +171,9 @@ def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) ->
         "broken.py:3: does not import: ModuleNotFoundError: No module named 'nothing_of_this_name'",
         "empty.py:1: has no agent: put @agent(reads=…, writes=…, version=1) over a function.",
         "leaves.py:3: does not import: SystemExit: 3",
-        'moved.py:5: 3 is no name for an agent: write a text, as "mask".',
+        f"long_name.py:3: '{'n' * 101}' {NO_NAME}",
+        f"moved.py:5: 3 {NO_NAME}",
+        f"nameless.py:3: '<lambda>' {NO_NAME}",
         'no_topics.py:3: 7 of no_topics is no name of a topic: write a text, as "logs_raw".',
         "none_given.py:3: none_given takes neither a record nor a record and its context: write def none_given(record).",
         "skips.py:4: does not import: agents_of_skips.Skipped: no table",
@@ -160,6 +184,7 @@ def test_bad_files_are_sentences_and_the_others_go_on(tmp_path: pathlib.Path) ->
         f"twin_b.py:3: twin is also the agent at {tmp_path}/twin_a.py:3: rename one.",
         "version.py:3: version of v is 0; it is 1 to 99.",
         "waits.py:3: waits is async; it has a process of its own and may just wait.",
+        "yields.py:3: yields has a yield; let it return a list of records.",
     ]
 
 
