@@ -4,11 +4,13 @@ It is started by `isolated.Isolated` with descriptors: of a connection, of a pag
 other end says that the one that asks is there. It ends with it, however that ends.
 """
 
+import contextlib
 import fcntl
 import gc
 import mmap
 import os
 import pathlib
+import select
 import signal
 import struct
 import sys
@@ -102,7 +104,7 @@ def run() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent says when it ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_with_parent(int(sys.argv[3]))
-    with mmap.mmap(int(sys.argv[2]), mmap.PAGESIZE) as seen:
+    with mmap.mmap(int(sys.argv[2]), mmap.PAGESIZE) as seen, contextlib.suppress(EOFError, ConnectionError):
         main(Connection(int(sys.argv[1])), seen)
     sys.stdout.flush()
     os._exit(0)  # whatever threads the agent left
@@ -120,3 +122,5 @@ def _end_with_parent(pipe: int) -> None:
     holds the interpreter, reads no end of a connection."""
     fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO: nothing is ever sent
+    if select.select([pipe], [], [], 0)[0]:  # it was closed before
+        os._exit(0)

@@ -1,6 +1,7 @@
 """An agent's function in its process, when it does what no function should."""
 
 import contextlib
+import mmap
 import os
 import pathlib
 import signal
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Pipe
 from typing import Any
 
 import psutil
@@ -168,6 +170,21 @@ def test_a_function_that_never_ends_does_not_outlive_who_asked_it(
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+def test_who_asks_may_end_before_the_process_has_begun(tmp_path: pathlib.Path) -> None:
+    """Then it ends in silence."""
+    (ours, theirs), (lives, alive) = Pipe(), Pipe(duplex=False)
+    ours.close()
+    alive.close()
+    with (tmp_path / "page").open("wb+") as page:
+        page.truncate(mmap.PAGESIZE)
+        descriptors = theirs.fileno(), page.fileno(), lives.fileno()
+        done = subprocess.run(
+            [sys.executable, "-c", "from pipeline.agents.child import run; run()", *map(str, descriptors)],
+            pass_fds=descriptors, capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_machine_that_stands_still_is_no_records_fault(start: Start, tmp_path: pathlib.Path) -> None:
