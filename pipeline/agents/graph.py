@@ -23,11 +23,21 @@ LARGEST_RANK = RECEIPT_NS // FORM_NS - 1
 BOX = (200, 34, 70, 14)  # of the drawing: width, height, and the spaces between columns and rows
 
 
+class Node(NamedTuple):
+    """A topic, or a process: an agent may be called as a topic is."""
+
+    name: str
+    is_topic: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Edge(NamedTuple):
     """One process that reads a topic or writes it."""
 
-    source: str
-    target: str
+    source: Node
+    target: Node
 
 
 class Graph:
@@ -39,14 +49,20 @@ class Graph:
     @property
     def edges(self) -> list[Edge]:
         """From the gateway to the writers, agents by their names."""
-        topics = [Edge(GATEWAY, f"{signal}_raw") for signal in SIGNALS]
+        topics = [Edge(Node(GATEWAY), _topic(f"{signal}_raw")) for signal in SIGNALS]
         agents = [
             edge
             for agent in self._agents
-            for edge in (Edge(agent.reads, agent.name), *(Edge(agent.name, topic) for topic in agent.writes))
+            for edge in (
+                Edge(_topic(agent.reads), Node(agent.name)),
+                *(Edge(Node(agent.name), _topic(topic)) for topic in agent.writes),
+            )
         ]
         stored = [
-            Edge(topic, writer) for signal in SIGNALS for topic in self._routes.of(signal) for writer in WRITERS[signal]
+            Edge(_topic(topic), Node(writer))
+            for signal in SIGNALS
+            for topic in self._routes.of(signal)
+            for writer in WRITERS[signal]
         ]
         return topics + agents + stored
 
@@ -73,12 +89,12 @@ class Graph:
                 yield f"{several[0].where}: {several[0].name} writes {topic}, which is the gateway's."
 
     def cycles(self) -> dict[frozenset[str], str]:
-        """By what is in it, agents and topics, a sentence for each cycle: records would go round in it for ever."""
-        after: dict[str, list[str]] = defaultdict(list)
+        """By the agents in it, a sentence for each cycle: records would go round in it for ever."""
+        after: dict[Node, list[Node]] = defaultdict(list)
         for edge in self.edges:
             after[edge.source].append(edge.target)
 
-        def to(goal: str, at: str, way: tuple[str, ...]) -> tuple[str, ...] | None:
+        def to(goal: Node, at: Node, way: tuple[Node, ...]) -> tuple[Node, ...] | None:
             for following in after[at]:
                 if following == goal:
                     return (*way, goal)
@@ -88,9 +104,11 @@ class Graph:
 
         told: dict[frozenset[str], str] = {}
         for agent in self._agents:
-            way = to(agent.name, agent.name, (agent.name,))
+            itself = Node(agent.name)
+            way = to(itself, itself, (itself,))
             if way:
-                told.setdefault(frozenset(way), f"{agent.where}: a cycle: {' → '.join(way)}.")
+                names = frozenset(each.name for each in way if not each.is_topic)
+                told.setdefault(names, f"{agent.where}: a cycle: {' → '.join(map(str, way))}.")
         return told
 
     def _unstored(self) -> Iterable[str]:
@@ -138,15 +156,15 @@ class Graph:
 
     def text(self) -> list[str]:
         """A line a way from the gateway to where it ends."""
-        after: dict[str, list[str]] = defaultdict(list)
+        after: dict[Node, list[Node]] = defaultdict(list)
         for edge in self.edges:
             after[edge.source].append(edge.target)
 
-        def ways(at: str, way: tuple[str, ...]) -> Iterable[tuple[str, ...]]:
+        def ways(at: Node, way: tuple[Node, ...]) -> Iterable[tuple[Node | str, ...]]:
             following = [each for each in dict.fromkeys(after[at]) if each not in way]
             ends = [each for each in following if not after[each]]
             if ends or not following:
-                yield (*way, ", ".join(ends)) if ends else way
+                yield (*way, ", ".join(map(str, ends))) if ends else way
             for each in following:
                 if each not in ends:
                     yield from ways(each, (*way, each))
@@ -154,22 +172,22 @@ class Graph:
         sources = dict.fromkeys(edge.source for edge in self.edges)
         targets = {edge.target for edge in self.edges}
         starts = [each for each in sources if each not in targets]
-        return [" → ".join(way) for start in starts for way in ways(start, (start,))]
+        return [" → ".join(map(str, way)) for start in starts for way in ways(start, (start,))]
 
     def svg(self) -> str:
         """The same as a drawing: a column for each step from the gateway."""
         edges = self.edges
-        column: dict[str, int] = {}
+        column: dict[Node, int] = {}
         for _ in range(len(edges)):  # the longest way to each; a cycle ends it
             for source, target in edges:
                 column[target] = max(column.get(target, 0), min(column.setdefault(source, 0) + 1, len(edges)))
         columns = sorted(set(column.values()))
-        rows = {n: [name for name in column if column[name] == n] for n in columns}
+        rows = {n: [node for node in column if column[node] == n] for n in columns}
         width, height, between, under = BOX
         place = {
-            name: (10 + columns.index(n) * (width + between), 10 + row * (height + under))
-            for n, names in rows.items()
-            for row, name in enumerate(names)
+            node: (10 + columns.index(n) * (width + between), 10 + row * (height + under))
+            for n, nodes in rows.items()
+            for row, node in enumerate(nodes)
         }
         size = max(x for x, _ in place.values()) + width + 10, max(y for _, y in place.values()) + height + 10
         drawn = [
@@ -185,14 +203,17 @@ class Graph:
                 f'<path d="M{start[0]},{start[1]} C{start[0] + bend},{start[1]} {end[0] - bend},{end[1]} '
                 f'{end[0]},{end[1]}" fill="none" stroke="#888"/>'
             )
-        for name, (x, y) in place.items():
-            is_topic = name in self._declared
+        for (name, is_topic), (x, y) in place.items():
             drawn.append(
                 f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="{3 if is_topic else 16}" '
                 f'fill="{"#eef4ff" if is_topic else "#fff5e0"}" stroke="#888"/>'
                 f'<text x="{x + width // 2}" y="{y + height // 2 + 5}" text-anchor="middle">{escape(name)}</text>'
             )
         return "\n".join([*drawn, "</svg>"]) + "\n"
+
+
+def _topic(name: str) -> Node:
+    return Node(name, is_topic=True)
 
 
 def topics_of(agent: Agent, declared: Declared) -> Topics:

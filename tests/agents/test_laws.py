@@ -10,10 +10,11 @@ import textwrap
 
 import pytest
 
-from pipeline.agents import scaffold
+from pipeline.agents import builtin, scaffold
 from pipeline.agents.graph import Graph
 from pipeline.agents.load import load, settings_of
 from pipeline.errors import Misconfigured
+from pipeline.record.schema import SIGNALS
 from pipeline.settings import ROOT, RoutesSettings, Settings
 
 HEAD = "from pipeline.agents import LogRecord, agent, drop\n\n"
@@ -240,6 +241,19 @@ def test_agents_in_a_cycle_do_not_run(tmp_path: pathlib.Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "a cycle: round → logs_norm → round. Its agents do not run" in done.stderr
+
+
+@pytest.mark.parametrize("name", builtin.names())
+def test_a_built_in_agent_is_in_no_cycle(name: str) -> None:
+    """Also one that is called as the topic that it writes; what it makes is drawn up to the stores."""
+    agents = list(load([pathlib.Path(name)]).agents.values())
+    declared = DECLARED | {"span_metrics": "metrics", "service_calls": "logs"}
+    stored = {signal: tuple(t for a in agents for t in a.writes if declared[t] == signal) for signal in SIGNALS}
+    graph = Graph(agents, declared, RoutesSettings(**stored))
+    assert graph.cycles() == {}
+    for each in agents:
+        ways = [f"gateway → {each.reads} → {each.name} → {topic} → ch_writer" for topic in each.writes]
+        assert all(any(line.startswith(way) for line in graph.text()) for way in ways)
 
 
 def test_graph(tmp_path: pathlib.Path) -> None:
