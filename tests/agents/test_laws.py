@@ -131,6 +131,15 @@ def test_a_link_that_goes_round_is_named(tmp_path: pathlib.Path) -> None:
     assert f"{tmp_path}/round.py:1: does not import: OSError: [Errno 40] Too many" in found.problems[0]
 
 
+def test_an_agent_that_remembers_is_told(tmp_path: pathlib.Path) -> None:
+    """What it breaks, it breaks once: a sentence all the same, not a traceback."""
+    code = f"seen = set()\n\n{ONE}def first_only(record):\n    if record.body in seen: return drop('seen')\n"
+    folder(tmp_path, first_only=f"{code}    seen.add(record.body)\n    return record\n")
+    done = command("test", str(tmp_path), cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "first_only is not " in done.stdout
+
+
 def test_what_an_agent_prints_is_not_what_a_command_answers(tmp_path: pathlib.Path) -> None:
     """At its import and for each record: `--json` is JSON."""
     folder(tmp_path, prints=f'print("imported")\n{ONE}def prints(record):\n    print("seen")\n    return record\n')
