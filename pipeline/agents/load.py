@@ -61,13 +61,13 @@ def of_file(path: pathlib.Path) -> list[Agent]:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # our own stdout may be somebody's JSON
             spec.loader.exec_module(module)
-    except Misconfigured:
-        raise
-    except SyntaxError as error:
-        raise Misconfigured(f"{error.filename or path}:{error.lineno or 1}: does not import: {error.msg}.") from None
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # SystemExit, what pytest skips by, a panic of Rust's: the others go on
+        sys.modules.pop(spec.name, None)  # libraries look into whatever is there
+        if isinstance(error, Misconfigured | KeyboardInterrupt):
+            raise
+        if isinstance(error, SyntaxError):
+            said = f"{error.filename or path}:{error.lineno or 1}: does not import: {error.msg}."
+            raise Misconfigured(said) from None
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         said = traceback.format_exception_only(error)[-1].strip()
         raise Misconfigured(f"{path}:{frames[-1].lineno if frames else 1}: does not import: {said}") from None

@@ -150,7 +150,7 @@ from tests.agents.test_isolated import bodies
 
 [agent] = of_file(pathlib.Path(sys.argv[1]))
 own = AgentSettings(record_within_s=float(sys.argv[2]))
-print(Isolated(agent, own, Settings(), {"logs": "logs_norm"}).transform(bodies("a")).failed)
+print(Isolated(agent, own, Settings(), {"logs": "logs_norm"}).transform(bodies("a")).failed, flush=True)
 """
 
 

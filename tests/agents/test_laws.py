@@ -123,11 +123,12 @@ def test_a_file_of_no_text_is_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_link_that_goes_round_is_named(tmp_path: pathlib.Path) -> None:
-    """One among good files, which are loaded."""
+    """One among good files, which are loaded; nobody else finds it among the modules."""
     folder(tmp_path, good=f"{ONE}def good(record): return record\n")
     (tmp_path / "round.py").symlink_to("round.py")
     found = load([tmp_path, tmp_path / "round.py"])
     assert list(found.agents) == ["good"]
+    assert "agents_of_round" not in sys.modules
     assert f"{tmp_path}/round.py:1: does not import: OSError: [Errno 40] Too many" in found.problems[0]
 
 
