@@ -1,9 +1,9 @@
-"""OTLP's messages as the encoder reads them: the published ones, with two changes that the wire does not see.
+"""OTLP's messages as the encoder reads them: the published ones, with three changes that the wire does not see.
 
 Attributes stay raw (`repeated bytes` for `repeated KeyValue`), so that one that was met before is looked up and not
-parsed; and times are signed (`sfixed64` for `fixed64`), as the records keep them. (Points also have the `labels` of
-OTLP before 0.9, so that somebody sees them.) All else, what is malformed included,
-is decided by protobuf itself, but for the raw attributes: whoever uses one parses it.
+parsed; times are signed (`sfixed64` for `fixed64`), as the records keep them; and points have the `labels` of OTLP
+before 0.9, so that they are seen and refused. All else, what is malformed included, is decided by protobuf itself, but
+for the raw attributes: whoever uses one parses it.
 """
 
 from typing import Any, NamedTuple

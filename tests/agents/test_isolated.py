@@ -267,4 +267,4 @@ def test_a_process_that_answers_no_more_is_stopped(start: Start, monkeypatch: py
             assert "answered no more" in str(reason)  # noqa: PT017 - or it is answered
         else:
             assert {each.number for each in made.failed} <= {texts.index("bad") if "bad" in texts else None}
-        time.sleep(0.5)
+        time.sleep(0.5)  # the timer stops it between two messages
